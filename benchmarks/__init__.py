@@ -1,0 +1,1 @@
+"""Speed and accuracy, measured: one module a question, each a single run."""

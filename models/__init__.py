@@ -1,0 +1,1 @@
+"""Keras layers, the autoencoder and the detector; no file formats, no Airflow, no MLflow."""

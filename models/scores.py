@@ -1,0 +1,41 @@
+"""From reconstruction errors to one anomaly score per step."""
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+# Between the plain mean square (2), which hides a fault of one channel among many, and the maximum (infinity), which
+# hears only one: the 4-norm lets one loud channel through and still adds up several quiet ones.
+NORM = 4
+LIMIT = 50.0  # standardised errors beyond this are as bad as this: keeps one absurd reading from deafening the tail
+
+
+def smooth(error: NDArray[np.float32], sequence: NDArray[np.int64], alpha: float) -> NDArray[np.float32]:
+    """Exponentially weighted mean of `error` `(n, channels)` along each sequence, from the past only.
+
+    NaN (not observed) neither counts nor moves the mean, and stays NaN. `alpha` is the weight of the newest step
+    (Roberts 1959); 1 returns `error` itself.
+    """
+    if alpha >= 1 or len(error) == 0:
+        return error
+    frame = pl.DataFrame({str(c): error[:, c] for c in range(error.shape[1])}).fill_nan(None)
+    mean = pl.exclude("sequence").ewm_mean(alpha=alpha, adjust=True, ignore_nulls=True).over("sequence")
+    means = frame.with_columns(pl.Series("sequence", sequence)).select(mean)
+    smoothed = means.cast(pl.Float32).to_numpy(order="c")
+    return np.where(np.isnan(error), np.float32(np.nan), smoothed)
+
+
+def combine(error: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Score `(n,)` and contributions `(n, channels)` of standardised errors `(n, channels)`; NaN cells do not count.
+
+    The score is the 4-norm of the errors, averaged over the observed channels; a channel's contribution is its share
+    of the sum and NaN where it is not observed. A step with nothing observed has score NaN.
+    """
+    power = np.minimum(np.abs(error.astype(np.float64)), LIMIT) ** NORM
+    seen = np.isfinite(power)
+    count = seen.sum(axis=1)
+    total = np.where(seen, power, 0).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        score = np.where(count > 0, (total / count) ** (1 / NORM), np.nan)
+        share = np.where(seen, np.where(total[:, None] > 0, power / total[:, None], 1 / count[:, None]), np.nan)
+    return score, share

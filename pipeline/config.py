@@ -1,0 +1,413 @@
+"""A dataset: everything a user writes, in one YAML file, and the errors that help to write it right.
+
+`load_dataset("pumps")` reads `datasets/pumps.yaml` into a `Dataset`. Nothing here imports Polars, TensorFlow, MLflow or
+Great Expectations, so that Airflow parses the DAG files fast.
+"""
+
+import difflib
+import hashlib
+import os
+import re
+import zoneinfo
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
+
+UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+NAME = r"^[a-z][a-z0-9_]{0,62}$"
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+# What the pipeline itself calls the columns of its tables; a feature of that name would hide them.
+RESERVED = {"day", "entity", "event_time", "event_id", "source", "source_digest", "source_row", "problems", "raw",
+            "reasons", "score", "p_value", "threshold", "is_anomaly", "detector_version"}  # fmt: skip
+
+
+def parse_duration(value: object) -> timedelta:
+    """A `timedelta` from `"30s"`, `"5m"`, `"1h"`, `"30d"`, `"500ms"`; raises `ValueError` on anything else."""
+    if isinstance(value, timedelta):
+        return value
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value).strip())
+    if match is None or float(match[1]) == 0:
+        raise ValueError(f"{value!r} is not a duration; write a number and a unit, such as 30s, 5m, 1h or 30d")
+    return timedelta(seconds=float(match[1]) * UNITS[match[2]])
+
+
+def format_duration(value: timedelta) -> str:
+    """The shortest text that `parse_duration` reads back as `value`, such as `"5m"`."""
+    seconds = value.total_seconds()
+    for unit in ("d", "h", "m", "s"):
+        if seconds % UNITS[unit] == 0:
+            return f"{seconds / UNITS[unit]:.0f}{unit}"
+    return f"{value / timedelta(milliseconds=1)}ms".replace(".0ms", "ms")
+
+
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+
+
+class Strict(BaseModel):
+    """A part of the YAML: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Source(Strict):
+    """Where the rows come from: files (`path`), or a query (`sql`)."""
+
+    path: str | None = Field(None, description="a file, a glob or a Delta table; local or s3://, gs://, az://. "
+                             "Relative to the YAML; {home} stands for the state folder")  # fmt: skip
+    format: Literal["parquet", "csv", "ndjson", "delta"] | None = Field(
+        None, description="guessed from the path's ending when left out"
+    )
+    sql: str | None = Field(None, description="a query that returns the entity, event time and feature columns")
+    connection_env: str | None = Field(
+        None, description="the environment variable with the query's connection string (postgresql:// or sqlite://)"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.sql is None):
+            raise ValueError("give either path (files or a Delta table) or sql (a query), not both")
+        if self.sql is not None and not self.connection_env:
+            raise ValueError(
+                "sql needs connection_env, the name of the environment variable with the connection string"
+            )
+        if self.path is not None and self.format is None and self.guess_format() is None:
+            raise ValueError(f"cannot tell the format of {self.path!r}; add format: parquet, csv, ndjson or delta")
+        return self
+
+    def guess_format(self) -> str | None:
+        """The format by declaration or by the path's ending; None where neither tells."""
+        if self.format is not None or self.path is None:
+            return self.format
+        return next((kind for ending, kind in FORMATS.items() if self.path.endswith(ending)), None)
+
+
+class Feature(Strict):
+    """A column that the model sees."""
+
+    name: str = Field(pattern=NAME, description="what the feature is called in tables and reports")
+    column: str = Field("", description="the source's column; the name when left out")
+    type: Literal["numeric", "categorical"] = "numeric"
+    unit: str = ""
+    min: float | None = Field(None, description="the least plausible value; rows below go to quarantine")
+    max: float | None = Field(None, description="the greatest plausible value; rows above go to quarantine")
+    log: bool = Field(False, description="model log(1 + value); for amounts that span orders of magnitude")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _column_defaults_to_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not data.get("column"):
+            return {**data, "column": data.get("name", "")}
+        return data
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        if self.name in RESERVED:
+            raise ValueError(
+                f"name {self.name!r} is taken by the pipeline; choose another and keep column: {self.column}"
+            )
+        if self.type == "categorical" and (self.min is not None or self.max is not None or self.log):
+            raise ValueError("a categorical feature has no min, max or log")
+        if self.min is not None and self.max is not None and self.min >= self.max:
+            raise ValueError(f"min {self.min:g} must be less than max {self.max:g}")
+        if self.log and (self.min is None or self.min < 0):
+            raise ValueError("log needs min: 0 or more, as the logarithm of a negative value does not exist")
+        return self
+
+
+class SequenceFeature(Strict):
+    """A feature of an event that comes from the same entity's earlier events, never from later ones."""
+
+    name: str = Field(pattern=NAME)
+    kind: Literal["time_since_last", "ratio_to_history", "rolling_count", "rolling_sum"]
+    of: str | None = Field(None, description="the numeric feature that ratio_to_history and rolling_sum work on")
+    over: Duration | None = Field(None, description="how far back it looks, such as 1h, 1d or 30d")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.kind in ("ratio_to_history", "rolling_sum") and not self.of:
+            raise ValueError(f"{self.kind} needs of: the name of a numeric feature")
+        if self.kind != "time_since_last" and self.over is None:
+            raise ValueError(f"{self.kind} needs over: how far back it looks, such as 1d")
+        return self
+
+
+class Window(Strict):
+    """What the model sees at once: `steps` segments of `rows` readings or events."""
+
+    steps: int = Field(8, ge=1, le=256)
+    rows: int = Field(8, ge=1, le=1024)
+
+
+class Model(Strict):
+    """How the autoencoder is built and trained."""
+
+    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([32, 16], min_length=1, max_length=4)
+    kernel: int = Field(3, ge=1, le=31)
+    latent: int = Field(16, ge=1, le=1024)
+    epochs: int = Field(30, ge=1, le=1000)
+    batch: int = Field(64, ge=1, le=65536)
+    windows: int = Field(8000, ge=64, description="at most this many training windows, drawn with the seed")
+    seed: int = Field(0, ge=0)
+
+
+class Training(Strict):
+    """How the history is divided in time: train, then calibration, then holdout."""
+
+    days: int = Field(28, ge=1, description="how many days before the training day the scheduled training learns from")
+    calibration: float = Field(0.2, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
+    holdout: float = Field(0.1, ge=0, lt=0.9, description="share of the time for the final evaluation")
+
+    @model_validator(mode="after")
+    def _some_left(self) -> Self:
+        if self.calibration + self.holdout >= 0.9:
+            raise ValueError("calibration and holdout together must leave at least a tenth of the time to train on")
+        return self
+
+
+class Threshold(Strict):
+    """When a step is called anomalous."""
+
+    false_alarms: float = Field(0.05, gt=0, le=1000, description="false incidents allowed per entity and day")
+
+
+class Incidents(Strict):
+    """How anomalous steps become incidents."""
+
+    merge_within: Duration | None = Field(
+        None, description="anomalous steps of one entity at most this far apart are one incident; "
+        "by default 1h for transactions and 16 cadences for sensors",
+    )  # fmt: skip
+
+
+class Notify(Strict):
+    """Who is told."""
+
+    urls_env: list[str] = Field(
+        default_factory=list, description="environment variables that hold Apprise URLs (they are secrets)"
+    )
+
+
+class Dataset(Strict):
+    """One YAML: a source, its entity, event time and features, and how to learn from them."""
+
+    name: str = Field(pattern=NAME)
+    kind: Literal["sensor", "transaction"]
+    description: str = ""
+    owner: str = Field("nightsift", min_length=1)
+    source: Source
+    entity: str = Field(min_length=1, description="the source column that names the machine, card or account")
+    event_time: str = Field(min_length=1, description="the source column that says when it happened")
+    event_id: str | None = Field(None, description="a source column that identifies an event, where there is one")
+    zone: str = Field("UTC", description="the zone of naive event times, and of the day that a partition is")
+    cadence: Duration | None = Field(None, description="sensor only: the time between two readings")
+    history: Duration | None = Field(
+        None,
+        description="how far back over midnight a night looks for context; enough for a window, or 30d, by default",
+    )
+    features: list[Feature] = Field(min_length=1)
+    sequence_features: list[SequenceFeature] = Field(default_factory=list)
+    suite: str | None = Field(None, description="the Great Expectations suite, relative to the YAML")
+    window: Window = Window()
+    model: Model = Model()
+    training: Training = Training()
+    threshold: Threshold = Threshold()
+    incidents: Incidents = Incidents()
+    notify: Notify = Notify()
+    schedule: str | None = Field(None, description="cron expression of the nightly run; on demand only when left out")
+    shards: int = Field(1, ge=1, le=1000, description="how many tasks share the scoring of a night")
+    file: Path = Field(Path(), exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        try:
+            zoneinfo.ZoneInfo(self.zone)
+        except (zoneinfo.ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"zone {self.zone!r} is not known; use an IANA name such as UTC or Europe/Berlin"
+            ) from error
+        if self.schedule is not None and len(self.schedule.split()) != 5:
+            raise ValueError(
+                f'schedule {self.schedule!r} is not a cron expression of five fields, such as "30 2 * * *"'
+            )
+        if self.kind == "sensor" and self.cadence is None:
+            raise ValueError("a sensor dataset needs cadence: the time between two readings, such as 1m")
+        if self.kind == "sensor" and self.sequence_features:
+            raise ValueError("sequence_features are for kind: transaction; a sensor's window already holds its past")
+        if self.kind == "transaction" and self.cadence is not None:
+            raise ValueError("cadence is for kind: sensor; transactions come at any time")
+        self._check_names()
+        return self
+
+    def _check_names(self) -> None:
+        for name in self.channels:
+            if self.channels.count(name) > 1:
+                raise ValueError(f"the feature name {name!r} is used twice")
+        numeric = [feature.name for feature in self.features if feature.type == "numeric"]
+        for feature in self.sequence_features:
+            if feature.of is not None and feature.of not in numeric:
+                raise ValueError(f"sequence feature {feature.name!r}: of: {feature.of!r} is no numeric feature; "
+                                 f"there are {', '.join(numeric) or 'none'}")  # fmt: skip
+
+    @property
+    def tz(self) -> zoneinfo.ZoneInfo:
+        """The zone of naive event times and of the partitions' days."""
+        return zoneinfo.ZoneInfo(self.zone)
+
+    @property
+    def window_length(self) -> int:
+        """How many readings or events a window holds: steps × rows."""
+        return self.window.steps * self.window.rows
+
+    @property
+    def lookback(self) -> timedelta:
+        """How far before a day's first moment its scoring reads `clean` for context."""
+        if self.history is not None:
+            return self.history
+        if self.kind == "sensor":
+            assert self.cadence is not None
+            return self.cadence * self.window_length * 2  # twice a window, so that gaps leave enough context
+        return timedelta(days=30)
+
+    @property
+    def merge_within(self) -> timedelta:
+        """The longest gap between two anomalous steps of one incident."""
+        if self.incidents.merge_within is not None:
+            return self.incidents.merge_within
+        return timedelta(hours=1) if self.cadence is None else self.cadence * 16
+
+    @property
+    def channels(self) -> list[str]:
+        """The names of the model's channels, in order: features, then sequence features."""
+        return [feature.name for feature in self.features] + [feature.name for feature in self.sequence_features]
+
+    def day_of(self, moment: datetime) -> date:
+        """The partition that an event at `moment` (aware) belongs to."""
+        return moment.astimezone(self.tz).date()
+
+    def day_bounds(self, day: date) -> tuple[datetime, datetime]:
+        """The half-open stretch of UTC time that partition `day` covers (23 or 25 hours when clocks change)."""
+        start, end = (datetime.combine(d, time(), self.tz).astimezone(UTC) for d in (day, day + timedelta(days=1)))
+        return start, end
+
+    def digest(self) -> str:
+        """16 hex digits that change when something changes that decides what `clean`, `scores` and `incidents` hold.
+
+        What the detector has learned (its window, model and threshold) counts by the detector's version, not here.
+        """
+        decisive = {"kind", "entity", "event_time", "event_id", "zone", "cadence", "history", "features",
+                    "sequence_features", "incidents"}  # fmt: skip
+        return hashlib.sha256(self.model_dump_json(include=decisive).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where state lives: one folder (`var/` by default), of which the lake may be an object store's address."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: str | Path | None = None) -> "Home":
+        """The state folder at `root`, else at NIGHTSIFT_HOME, else `var`; made absolute, not created."""
+        return cls(Path(root or os.environ.get("NIGHTSIFT_HOME") or "var").absolute())
+
+    @property
+    def lake(self) -> str:
+        """Root of the Delta tables: NIGHTSIFT_LAKE (a folder or s3://, gs://, az://), else `lake` in the home."""
+        return os.environ.get("NIGHTSIFT_LAKE") or str(self.root / "lake")
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's backend: MLFLOW_TRACKING_URI, else a SQLite file in the state folder."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of MLflow's artifacts when the backend is the SQLite file."""
+        return self.root / "mlartifacts"
+
+    @property
+    def reports(self) -> Path:
+        """Folder of the nightly reports."""
+        return self.root / "reports"
+
+    @property
+    def data_docs(self) -> Path:
+        """Folder of the validation pages."""
+        return self.root / "data_docs"
+
+
+def datasets_dir(folder: str | Path | None = None) -> Path:
+    """The folder of dataset YAMLs: `folder`, else NIGHTSIFT_DATASETS, else `datasets`; absolute."""
+    return Path(folder or os.environ.get("NIGHTSIFT_DATASETS") or "datasets").absolute()
+
+
+def dataset_names(folder: str | Path | None = None) -> list[str]:
+    """The names of all datasets in the folder, sorted; empty where the folder does not exist."""
+    return sorted(path.stem for path in datasets_dir(folder).glob("*.yaml"))
+
+
+def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
+    """The dataset `name`; raises `ConfigError` that names the file, the key, what was wrong and what is allowed."""
+    file = datasets_dir(folder) / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(dataset_names(folder)) or "none"
+        raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist (datasets there: {known})")
+    return read_dataset(file)
+
+
+def read_dataset(file: Path) -> Dataset:
+    """The dataset in `file`; raises `ConfigError` as `load_dataset` does."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_show(file)} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{_show(file)} must hold keys such as name, kind and source, not {type(data).__name__}")
+    if data.get("name", file.stem) != file.stem:
+        raise ConfigError(
+            f"{_show(file)}: name: is {data['name']!r} but the file is called {file.name}; make them equal"
+        )
+    try:
+        return Dataset(**{"name": file.stem, **data, "file": file.absolute()})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(file, problem) for problem in error.errors())) from error
+
+
+def _show(file: Path) -> str:
+    """`file` relative to the working directory where that is shorter."""
+    try:
+        return str(file.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(file)
+
+
+def _explain(file: Path, problem: Any) -> str:
+    """One sentence for one pydantic error: file, key, what was wrong, what is allowed."""
+    place = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), allowed, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{_show(file)}: {place}: there is no such key; {hint}allowed here: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"{_show(file)}: {place}: this key is missing"
+    given = problem["input"]
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{_show(file)}: {place + ': ' if place else ''}{message}{shown}"
+
+
+def _keys_at(location: tuple[str | int, ...]) -> list[str]:
+    """The keys that are allowed at a place in the YAML."""
+    parts: dict[str, type[Strict]] = {
+        "source": Source, "features": Feature, "sequence_features": SequenceFeature, "window": Window, "model": Model,
+        "training": Training, "threshold": Threshold, "incidents": Incidents, "notify": Notify,
+    }  # fmt: skip
+    model = parts[str(location[0])] if location else Dataset
+    return [key for key in model.model_fields if key != "file"]

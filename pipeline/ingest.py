@@ -1,0 +1,121 @@
+"""Source rows to `landing`: every source file once, known by the digest of its content.
+
+A file that was landed before is not read again. A file whose content changed replaces what it brought. Whether a file
+comes on time, late or twice, and in which order files come, `landing` ends up the same.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+
+import polars as pl
+
+from pipeline.config import Dataset
+from pipeline.errors import GateRefusedError
+from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
+from pipeline.tables import landing_schema
+from pipeline.workspace import Workspace
+
+log = logging.getLogger("nightsift.ingest")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What one ingest brought: how many files were new or changed, how many known, rows landed, days touched."""
+
+    files: int
+    known: int
+    rows: int
+    days: list[str]
+
+
+def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -> Ingested:
+    """Land every source file that is new or changed; for a table or a query, the days from `first` to `last`.
+
+    Files that cannot be read do not keep the others out: those are landed first, then `GateRefusedError` names each
+    bad file and what to do.
+    """
+    source = ws.dataset.source
+    if source.sql is not None or source.guess_format() == "delta":
+        if first is None or last is None:
+            raise GateRefusedError(f"{ws.dataset.name}: a query or table is read by day; say which days")
+        return _land_slices(ws, first, last)
+    return _land_files(ws)
+
+
+def _land_files(ws: Workspace) -> Ingested:
+    files = list_files(ws.dataset, ws.home)
+    known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
+    new = [file for file in files if known.get(file.name) != file.digest]
+    rows, days, refused = 0, set[date](), []
+    for file in new:
+        try:
+            frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
+        except GateRefusedError as error:
+            refused.append(str(error))
+            continue
+        rows += len(frame)
+        days |= _land(ws, frame, file)
+        log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
+    if refused:
+        raise GateRefusedError("\n".join(refused))
+    return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)])
+
+
+def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile) -> set[date]:
+    """Replace what `landing` holds of the file; the days that the file has touched, before or now."""
+    landed = ws.lake.landed().filter(pl.col("source") == file.name)
+    frame = frame.with_columns(source=pl.lit(file.name), source_digest=pl.lit(file.digest))
+    schema = {"day": pl.Date, **landing_schema(ws.dataset)}
+    ws.lake.replace_source(frame.select(pl.col(name).cast(kind) for name, kind in schema.items()), file.name)
+    return {*landed["day"].to_list(), *frame["day"].unique().to_list()}
+
+
+def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
+    """Land a table's or query's rows, a day at a time; a day whose rows did not change is left alone."""
+    source = "delta" if ws.dataset.source.sql is None else "sql"
+    read = read_delta(ws.dataset, ws.home, first, last) if source == "delta" else read_sql(ws.dataset, first, last)
+    known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
+    frame = place_in_days(read, ws.dataset, source)
+    rows, new, days = 0, 0, set[date]()
+    for day, part in _by_day(frame):
+        slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(part), size=len(part))
+        if known.get(slice_.name) == slice_.digest:
+            continue
+        rows, new, days = rows + len(part), new + 1, days | _land(ws, part, slice_)
+    return Ingested(new, frame["day"].n_unique() - new, rows, [str(day) for day in sorted(days)])
+
+
+def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
+    for (day,), part in frame.sort("day").group_by("day", maintain_order=True):
+        assert isinstance(day, date)
+        yield day, part
+
+
+def _content_digest(frame: pl.DataFrame) -> str:
+    """32 hex digits of what the rows say."""
+    return hashlib.blake2b(frame.write_ndjson().encode(), digest_size=16).hexdigest()
+
+
+def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, now: datetime | None = None) -> pl.DataFrame:
+    """`frame` with its `day`; a row whose time is unreadable or in the future lands on the file's last good day.
+
+    Raises `GateRefusedError` where no row has a usable event time.
+    """
+    limit = (now or datetime.now(UTC)) + timedelta(days=1)
+    future = pl.col("event_time") > limit
+    reason = pl.format("event_time: {} is in the future", pl.col("event_time").dt.to_string("%Y-%m-%d %H:%M:%S"))
+    frame = frame.with_columns(
+        problems=pl.when(future).then(pl.concat_list("problems", reason)).otherwise("problems"),
+        day=pl.when(~future).then(pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date()),
+    )
+    if len(frame) and frame["day"].null_count() == len(frame):
+        examples = frame["raw"].drop_nulls().head(1).to_list()
+        raise GateRefusedError(
+            f"{name}: no row has a usable event time in column {dataset.event_time!r}"
+            f"{' (first row: ' + examples[0] + ')' if examples else ''}; "
+            f"mend the file or event_time in {dataset.name}.yaml"
+        )
+    return frame.with_columns(pl.col("day").fill_null(pl.col("day").max()))

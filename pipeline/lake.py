@@ -1,0 +1,167 @@
+"""Delta Lake tables, one set per dataset, partitioned by day: the only module that knows how they are kept.
+
+A day of a table is replaced in one atomic commit: a reader sees all of it or none of it, a re-run replaces its own day
+and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
+"""
+
+import shutil
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import polars as pl
+import stamina
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+
+from pipeline.errors import NightsiftError
+
+TABLES = ("landing", "clean", "quarantine", "scores", "incidents", "verdicts", "partitions")
+
+
+@dataclass(frozen=True, slots=True)
+class Lake:
+    """The tables of one dataset under `root`, a folder or an object store's address."""
+
+    root: str
+    dataset: str
+
+    def uri(self, table: str) -> str:
+        """Where `table` stands."""
+        assert table in TABLES, table
+        return f"{self.root.rstrip('/')}/{self.dataset}/{table}"
+
+    def exists(self, table: str) -> bool:
+        """Whether anything was ever written to `table`."""
+        return DeltaTable.is_deltatable(self.uri(table))
+
+    def version(self, table: str) -> int:
+        """The table's newest Delta version; -1 where the table does not exist."""
+        return DeltaTable(self.uri(table)).version() if self.exists(table) else -1
+
+    def scan(
+        self, table: str, schema: dict[str, Any], first: date | None = None, last: date | None = None
+    ) -> pl.LazyFrame:
+        """The rows of the days from `first` to `last` (both included; None: no bound), lazily, with `schema`.
+
+        `schema` gives the frame its columns where the table does not exist yet, and where it lacks a column that was
+        declared since (filled with nulls).
+        """
+        full = {"day": pl.Date, **schema}
+        if not self.exists(table):
+            return pl.LazyFrame(schema=full)
+        frame = pl.scan_delta(self.uri(table))
+        present = frame.collect_schema().names()
+        if first is not None:
+            frame = frame.filter(pl.col("day") >= first)
+        if last is not None:
+            frame = frame.filter(pl.col("day") <= last)
+        return frame.select(
+            pl.col(name).cast(dtype) if name in present else pl.lit(None, dtype=dtype).alias(name)
+            for name, dtype in full.items()
+        )
+
+    def replace(self, table: str, day: date, frame: pl.DataFrame, *, where: str | None = None, **note: str) -> None:
+        """Make `frame` the whole content of `day` in `table`, atomically; an empty frame empties the day.
+
+        `where` narrows what is replaced to a SQL predicate within the day. `note` goes into the commit's metadata (who
+        wrote and why); rows hold nothing that changes from run to run. Raises `NightsiftError` when other writers won
+        every try.
+        """
+        frame = frame.with_columns(pl.lit(day, dtype=pl.Date).alias("day"))
+        predicate = f"day = '{day}'" + (f" AND {where}" if where else "")
+        self._commit(table, frame.select("day", pl.exclude("day")), predicate, note)
+
+    def replace_source(self, frame: pl.DataFrame, source: str, **note: str) -> None:
+        """Make `frame` (with its `day` column) all that `landing` holds of the source file `source`, in one commit."""
+        self._commit("landing", frame, f"source = {quote(source)}", note, partitions=["day", "source"])
+
+    def append(self, table: str, frame: pl.DataFrame) -> None:
+        """Add rows to an append-only table."""
+        self._commit(table, frame, None, {})
+
+    def landed(self) -> pl.DataFrame:
+        """What `landing` holds, from its metadata alone: day, source, source_digest, rows; one line a data file."""
+        schema = {"day": pl.Date, "source": pl.String, "source_digest": pl.String, "rows": pl.Int64}
+        if not self.exists("landing"):
+            return pl.DataFrame(schema=schema)
+        actions = pl.DataFrame(DeltaTable(self.uri("landing")).get_add_actions(flatten=True))
+        return actions.select(
+            pl.col("partition.day").cast(pl.Date).alias("day"),
+            pl.col("partition.source").alias("source"),
+            pl.col("min.source_digest").alias("source_digest"),
+            pl.col("num_records").cast(pl.Int64).alias("rows"),
+        )
+
+    def stage(self, key: str, frame: pl.DataFrame) -> None:
+        """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only."""
+        target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
+        if "://" in target:
+            frame.write_parquet(target)  # an object appears when its upload is complete
+            return
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(f"{target}.{uuid4().hex}.part")
+        frame.write_parquet(partial)
+        partial.replace(target)
+
+    def staged(self, key: str) -> pl.DataFrame | None:
+        """What was staged under `key`; None where nothing was."""
+        try:
+            return pl.read_parquet(f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet", glob=False)
+        except FileNotFoundError:
+            return None
+
+    def unstage(self, prefix: str) -> None:
+        """Remove what was staged under keys that begin with the folder `prefix`, where that is a local folder.
+
+        In an object store it stays for the store's own lifecycle rule: keys name their content, so it does no harm.
+        """
+        if "://" not in self.root:
+            shutil.rmtree(f"{self.root}/{self.dataset}/_staging/{prefix}", ignore_errors=True)
+
+    def _commit(
+        self,
+        table: str,
+        frame: pl.DataFrame,
+        predicate: str | None,
+        note: dict[str, str],
+        partitions: list[str] | None = None,
+    ) -> None:
+        uri = self.uri(table)
+        if "://" not in uri:
+            Path(uri).mkdir(parents=True, exist_ok=True)
+        try:
+            for attempt in stamina.retry_context(on=_collided, attempts=10, timeout=120, wait_initial=0.05, wait_max=3):
+                with attempt:
+                    _write(uri, frame, predicate, partitions or ["day"], note)
+        except (CommitFailedError, DeltaError) as error:
+            raise NightsiftError(f"could not write {uri}: {error}. Nothing was changed; run the step again") from error
+
+
+def _collided(error: Exception) -> bool:
+    """Whether another writer's commit came first, so that trying again can succeed."""
+    words = str(error).lower()
+    return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
+
+
+def _write(uri: str, frame: pl.DataFrame, predicate: str | None, partitions: list[str], note: dict[str, str]) -> None:
+    arrow = frame.to_arrow()
+    try:
+        table = DeltaTable(uri)
+    except TableNotFoundError:
+        # Creating is a commit of its own: losing it to another creator loses no rows.
+        table = DeltaTable.create(uri, arrow.schema, partition_by=partitions, mode="ignore")
+    properties = CommitProperties(custom_metadata=note) if note else None
+    if predicate is None:
+        write_deltalake(table, arrow, mode="append", commit_properties=properties)
+    else:
+        write_deltalake(
+            table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", commit_properties=properties
+        )
+
+
+def quote(text: str) -> str:
+    """`text` as a SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,164 @@
+"""A whole night of one dataset, and many of them: what the command line and the backfill run."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from pipeline import tracking
+from pipeline.errors import NightsiftError
+from pipeline.incidents import Found, entity_days, find_incidents
+from pipeline.ingest import ingest
+from pipeline.report import write_report
+from pipeline.score import Scored, context_days, night_digest, plan_shards, prepare, publish, read_scored, score_shard
+from pipeline.state import read_state
+from pipeline.tables import key_schema, scores_schema
+from pipeline.validate import validate
+from pipeline.workspace import Workspace
+
+log = logging.getLogger("nightsift.night")
+
+
+@dataclass(frozen=True, slots=True)
+class Night:
+    """What a night ended with; `skipped` where it had been done before with the same input and detector."""
+
+    day: str
+    rows_in: int
+    rows_clean: int
+    rows_quarantined: int
+    rows_duplicate: int
+    steps: int
+    anomalous: int
+    incidents: int
+    silent: int
+    detector: str
+    report: str
+    skipped: bool
+
+
+def run_night(ws: Workspace, day: date, *, overwrite: bool = True) -> Night:
+    """Ingest, validate, score, incidents, report of one day.
+
+    With `overwrite=False` a day that was done with this input and detector is left as it is. Raises what the steps
+    raise; the tables of the steps that were not reached keep what they held.
+    """
+    ingest(ws, context_days(ws.dataset, day)[0], day)
+    done = not overwrite and is_done(ws, day)
+    if not done:
+        score_day(ws, day)
+    page = ws.home.reports / ws.dataset.name / f"{day}.html"
+    if not done or not page.exists():
+        page = report_night(ws, day)
+    return summary(ws, day, page, skipped=done)
+
+
+def score_day(ws: Workspace, day: date) -> Scored:
+    """Validate, score and find the incidents of one day whose source is ingested."""
+    prepare(ws, day)
+    shards = plan_shards(ws, day)
+    for shard in shards:
+        score_shard(ws, shard)
+    scored = publish(ws, shards)
+    find_incidents(ws, day)
+    return scored
+
+
+def score_days(ws: Workspace, days: list[date], say: Callable[[Scored], None] = lambda _: None) -> list[Scored]:
+    """Ingest, then score each of `days` (in order); `say` hears of each as it is done."""
+    ingest(ws, context_days(ws.dataset, days[0])[0], days[-1])
+    results = []
+    for day in days:
+        results.append(score_day(ws, day))
+        say(results[-1])
+    return results
+
+
+def export_scores(ws: Workspace, start: datetime, end: datetime, target: Path) -> int:
+    """Write the scores from `start` to `end` (half-open) to the Parquet file `target`, whole or not at all; the rows.
+
+    Raises `NightsiftError` where nothing was scored in that time.
+    """
+    dataset = ws.dataset
+    first, last = dataset.day_of(start), dataset.day_of(end - timedelta(microseconds=1))
+    scores = ws.lake.scan("scores", scores_schema(dataset), first, last)
+    columns = [*key_schema(dataset), "score", "p_value", "threshold", "is_anomaly"]
+    frame = scores.filter(pl.col("event_time").is_between(start, end, "left")).select(columns).collect()
+    if len(frame) == 0:
+        raise NightsiftError(
+            f"{dataset.name} has no scores from {start} to {end}; run: nightsift score {dataset.name} --from … --to …"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.part")
+    frame.sort("entity", "event_time").write_parquet(partial)
+    partial.replace(target)
+    return len(frame)
+
+
+def is_done(ws: Workspace, day: date) -> bool:
+    """Whether the day's incidents were made from today's input by today's champion."""
+    state = read_state(ws, day, "incidents")
+    return state is not None and (state.input_digest, state.detector_version) == (
+        night_digest(ws, day),
+        tracking.champion(ws).label,
+    )
+
+
+def summary(ws: Workspace, day: date, page: Path, *, skipped: bool) -> Night:
+    """What the tables say of a day that was scored."""
+    valid, scored = validate(ws, day), read_scored(ws, day)
+    state = read_state(ws, day, "incidents")
+    found = Found(**state.counts) if state is not None else Found(str(day), 0, 0)
+    return Night(
+        day=str(day), rows_in=valid.rows_in, rows_clean=valid.rows_clean, rows_quarantined=valid.rows_quarantined,
+        rows_duplicate=valid.rows_duplicate, steps=scored.steps, anomalous=scored.anomalous,
+        incidents=found.incidents, silent=found.silent, detector=scored.detector, report=str(page), skipped=skipped,
+    )  # fmt: skip
+
+
+def report_night(ws: Workspace, day: date) -> Path:
+    """Write the report and log the night to MLflow; the report's file."""
+    page = write_report(ws, day)
+    night = summary(ws, day, page, skipped=False)
+    tracking.log_night(ws, day, night_metrics(ws, day, night, read_scored(ws, day)), {"detector": night.detector}, page)
+    return page
+
+
+def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dict[str, float]:
+    """The numbers that compare from night to night."""
+    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity").collect()
+    days = entity_days(scores, ws.dataset)
+    counts: dict[str, Any] = asdict(night)
+    names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent")
+    return {
+        **{name: float(counts[name]) for name in names},
+        "entities": float(scored.entities),
+        "false_alarms_promised": ws.dataset.threshold.false_alarms,
+        "incidents_per_entity_day": (night.incidents - night.silent) / days if days else 0.0,
+        "quarantine_share": night.rows_quarantined / night.rows_in if night.rows_in else 0.0,
+    }
+
+
+def days_between(first: date, last: date) -> Iterator[date]:
+    """The days from `first` to `last`, both included."""
+    return (first + timedelta(days=n) for n in range((last - first).days + 1))
+
+
+def backfill(
+    ws: Workspace, first: date, last: date, *, overwrite: bool, say: Callable[[Night], None] = lambda _: None
+) -> list[Night]:
+    """Every night from `first` to `last`, both included, oldest first; `say` hears of each as it is done."""
+    nights = []
+    for day in days_between(first, last):
+        nights.append(run_night(ws, day, overwrite=overwrite))
+        say(nights[-1])
+    return nights
+
+
+def missing_days(ws: Workspace, first: date, last: date) -> list[date]:
+    """The days from `first` to `last` whose incidents are not there or not up to date."""
+    return [day for day in days_between(first, last) if not is_done(ws, day)]

@@ -1,0 +1,454 @@
+"""The night's report: one self-contained HTML page per dataset and day, for the analyst who reads it in the morning.
+
+`read_facts` collects what the tables hold, `render_report` turns it into the page, `write_report` writes it. The page
+holds no clock and no run id, loads nothing and runs nothing; the same tables give the same bytes.
+"""
+
+import calendar
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+
+from pipeline import words
+from pipeline.chart import (
+    Axis,
+    Chart,
+    Heading,
+    Panel,
+    category_panel,
+    clock_axis,
+    event_axis,
+    feature_panel,
+    score_panel,
+)
+from pipeline.config import Dataset, Feature
+from pipeline.errors import NightsiftError
+from pipeline.incidents import entity_days
+from pipeline.score import units_of
+from pipeline.sequences import add_sequence_features
+from pipeline.state import State, read_state
+from pipeline.tables import clean_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
+from pipeline.workspace import Workspace
+
+MOST_CARDS = 60  # incidents with a chart; the others stand in the table alone
+OPEN_CARDS = 5
+TOP_ROWS = 20  # incidents in the table before the fold
+MOST_DRIVERS = 3
+CONTEXT_EVENTS = 30  # events before a transaction incident, and a third as many after it
+CONTEXT_READINGS = 45  # readings before and after a sensor incident, at least
+CONTEXT_TIME = timedelta(hours=6)  # or as long as the incident was, up to this
+MOST_REASONS = 20
+EXAMPLES = 3
+MOST_SHOWN = 300  # characters of a quarantined row
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The night in numbers: rows that came in, how many were clean, quarantined or duplicates; what was scored.
+
+    `entity_days` is the time that the scored steps cover, over all entities: what false alarms are counted over.
+    """
+
+    rows: int
+    clean: int
+    quarantined: int
+    duplicates: int
+    entities: int
+    steps: int
+    anomalous: int
+    entity_days: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFacts:
+    """All that a report says.
+
+    incidents: the incidents of the day
+    around: rows of the charted incidents' entities, before and through the day, sorted by entity and event time:
+        entity, event_time, score, is_anomaly, and per channel observed_<channel> and expected_<channel> in its own unit
+    quarantine: reason, rows, examples (list of what stood in the row), the most frequent reason first
+    warnings: what the validation found worth a look without refusing the data
+    """
+
+    dataset: Dataset
+    day: date
+    counts: Counts
+    incidents: pl.DataFrame
+    around: pl.DataFrame
+    quarantine: pl.DataFrame
+    warnings: tuple[str, ...] = ()
+    detector_version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """A line of an incident's table of drivers, in words."""
+
+    label: str
+    meaning: str
+    share: str
+    width: float
+    observed: str
+    expected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An incident in words; `left` and `width` place it in the day, in per cent; `chart` where it has one."""
+
+    rank: int
+    who: str
+    when: str
+    length: str
+    severity: str
+    drivers: str
+    left: float
+    width: float
+    story: str
+    peak: str
+    peak_time: str
+    threshold: str
+    rarity: str
+    details: tuple[Driver, ...]
+    chart: Chart | None = None
+
+
+def render_report(facts: ReportFacts) -> str:
+    """The whole HTML page; the same facts give the same text."""
+    found = words.ranked(facts.incidents)
+    anomalies = found.filter(pl.col("kind") != "silent")
+    silent = found.filter(pl.col("kind") == "silent")
+    entries = list(_entries(anomalies, facts))
+    page = _environment().get_template("report.html.jinja")
+    return page.render(
+        dataset=facts.dataset,
+        day=facts.day,
+        title=f"{facts.dataset.name} · {calendar.day_name[facts.day.weekday()]} {facts.day}",
+        summary=words.summary_line(facts.dataset, facts.day, facts.incidents, facts.counts.steps),
+        trust=_trust(facts, len(anomalies)),
+        figures=_figures(facts, len(anomalies)),
+        entries=entries,
+        top=TOP_ROWS,
+        cards=MOST_CARDS,
+        opened=OPEN_CARDS,
+        silent=[_silent(row, facts) for row in silent.iter_rows(named=True)],
+        quarantine=facts.quarantine.head(MOST_REASONS).to_dicts(),
+        more_reasons=max(len(facts.quarantine) - MOST_REASONS, 0),
+        warnings=facts.warnings,
+        detector=facts.detector_version,
+        budget=words.number(facts.dataset.threshold.false_alarms),
+        count=words.count,
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    folder = Path(__file__).parent / "templates"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tight"] = tight
+    return environment
+
+
+def tight(text: str) -> str:
+    """`text` without a line break between a number and its sign, or a time and its zone."""
+    for sign in (" %", " ×", " UTC"):
+        text = text.replace(sign, f"\N{NO-BREAK SPACE}{sign[1:]}")
+    return text
+
+
+def _trust(facts: ReportFacts, incidents: int) -> str:
+    """One sentence on how many of the incidents chance alone may have made."""
+    if not incidents:
+        return ""
+    entities, budget = words.count(facts.counts.entities, "entity", "entities"), facts.dataset.threshold.false_alarms
+    alone = words.number(float(f"{facts.counts.entity_days * budget:.2g}"))
+    return (
+        f"The threshold promises at most {words.number(budget)} false alarms per entity and day: with {entities}, "
+        f"chance alone would raise up to about {alone} in this night, which has {words.count(incidents, 'incident')}."
+    )
+
+
+def _figures(facts: ReportFacts, incidents: int) -> list[tuple[str, str]]:
+    """The night in numbers, each with its name."""
+    counts = facts.counts
+    share = counts.anomalous / counts.steps if counts.steps else None
+    realised = incidents / counts.entity_days if counts.entity_days else None
+    return [
+        ("rows in", f"{counts.rows:,}"),
+        ("clean", f"{counts.clean:,}"),
+        ("quarantined", f"{counts.quarantined:,}"),
+        ("duplicates left out", f"{counts.duplicates:,}"),
+        ("entities", f"{counts.entities:,}"),
+        ("steps scored", f"{counts.steps:,}"),
+        ("steps anomalous", words.percent(share)),
+        ("false alarms promised per entity-day, at most", words.number(facts.dataset.threshold.false_alarms)),
+        ("incidents per entity-day", words.number(realised)),
+    ]
+
+
+def _entries(anomalies: pl.DataFrame, facts: ReportFacts) -> Iterator[Entry]:
+    """The incidents in words, the first `MOST_CARDS` with a chart."""
+    parts = facts.around.partition_by("entity", as_dict=True)
+    for rank, incident in enumerate(anomalies.iter_rows(named=True), start=1):
+        rows = parts.get((incident["entity"],)) if rank <= MOST_CARDS else None
+        yield _entry(rank, incident, facts, rows)
+
+
+def _entry(rank: int, incident: Mapping[str, Any], facts: ReportFacts, rows: pl.DataFrame | None) -> Entry:
+    dataset, day = facts.dataset, facts.day
+    start, end = incident["start"], incident["end"]
+    first, last = dataset.day_bounds(day)
+    left, right = (min(max((t - first) / (last - first), 0.0), 1.0) * 100 for t in (start, end))
+    peak = {} if rows is None else _row_at(rows, incident["peak_time"])
+    details = tuple(_driver(d, dataset, peak) for d in incident["drivers"] or [])
+    return Entry(
+        rank=rank,
+        who=words.who(incident),
+        when=words.stretch(start, end, dataset.tz, day),
+        length=words.duration(end - start) if end > start else "one moment",
+        severity=f"{incident['severity']:,.3g} ×",
+        drivers=words.drivers_in_words(incident) or words.NOTHING,
+        left=round(min(left, 99.0), 2),
+        width=round(max(right - left, 1.0), 2),
+        story=_story(incident, dataset, details),
+        peak=words.number(incident["peak_score"]),
+        peak_time=_moment(incident["peak_time"], dataset, day),
+        threshold=words.number(incident["threshold"]),
+        rarity=words.rarity(incident["p_value"]),
+        details=details,
+        chart=None if rows is None else _chart(incident, rows, facts),
+    )
+
+
+def _moment(moment: datetime, dataset: Dataset, day: date) -> str:
+    return words.stretch(moment, moment, dataset.tz, day).removeprefix("at ")
+
+
+def _story(incident: Mapping[str, Any], dataset: Dataset, details: tuple[Driver, ...]) -> str:
+    """What happened at the peak, in a sentence or two."""
+    noun = "reading" if dataset.kind == "sensor" else "event"
+    opening = f"{words.count(incident['steps'], f'anomalous {noun}')}."
+    if not details:
+        return opening
+    lead = details[0]
+    expected = "" if lead.expected == words.NOTHING else f" where {lead.expected} was expected"
+    return f"{opening} At the peak, {lead.label} was {lead.observed}{expected}."
+
+
+def _row_at(rows: pl.DataFrame, moment: datetime) -> dict[str, Any]:
+    """The row of one entity at `moment`; of several the strangest; empty where there is none."""
+    found = rows.filter(pl.col("event_time") == moment).sort("score", descending=True, nulls_last=True)
+    return found.row(0, named=True) if len(found) else {}
+
+
+def _driver(driver: Mapping[str, Any], dataset: Dataset, peak: Mapping[str, Any]) -> Driver:
+    """A driver in words; of a category also its name, where `peak`, the incident's highest row, tells it."""
+    name = driver["feature"]
+    feature = words.declared(dataset, name)
+    observed = words.in_words(dataset, name, driver["observed"])
+    if isinstance(feature, Feature) and feature.type == "categorical" and peak.get(f"observed_{name}") is not None:
+        observed = f"{peak[f'observed_{name}']}, {observed}"
+    return Driver(
+        label=words.feature_label(name),
+        meaning=words.meaning(dataset, name),
+        share=words.percent(driver["share"]),
+        width=round(driver["share"] * 100, 1),
+        observed=observed,
+        expected=words.in_words(dataset, name, driver["expected"]),
+    )
+
+
+def _silent(incident: Mapping[str, Any], facts: ReportFacts) -> tuple[str, str, str]:
+    """Who, when and how long nothing came."""
+    when = words.stretch(incident["start"], incident["end"], facts.dataset.tz, facts.day)
+    return words.who(incident), when, words.duration(incident["end"] - incident["start"])
+
+
+def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, facts: ReportFacts) -> Chart | None:
+    """The leading drivers and the score around the incident; None where its rows are no longer in the tables."""
+    dataset = facts.dataset
+    rows = surroundings(entity_rows, incident["start"], incident["end"], dataset)
+    if rows.is_empty():
+        return None
+    if dataset.cadence is None:
+        axis = event_axis(rows, incident["start"], incident["end"], dataset.tz)
+    else:
+        cadence = dataset.cadence.total_seconds()
+        axis = clock_axis(rows, incident["start"], incident["end"], dataset.tz, cadence)
+    drivers = [d for d in incident["drivers"] or [] if d["feature"] in dataset.channels][:MOST_DRIVERS]
+    panels = [_panel(rows, axis, driver, incident, dataset) for driver in drivers]
+    panels.append(_score_panel(rows, axis, incident))
+    return Chart(panels, axis, dots=dataset.cadence is None)
+
+
+def surroundings(rows: pl.DataFrame, start: datetime, end: datetime, dataset: Dataset) -> pl.DataFrame:
+    """The rows of one entity from some time, or some events, before the incident to some after it."""
+    if dataset.cadence is not None:
+        margin = max(dataset.cadence * CONTEXT_READINGS, min(end - start, CONTEXT_TIME))
+        return rows.filter(pl.col("event_time").is_between(start - margin, end + margin))
+    before = rows.filter(pl.col("event_time") < start).tail(CONTEXT_EVENTS)
+    during = rows.filter(pl.col("event_time").is_between(start, end))
+    return pl.concat([before, during, rows.filter(pl.col("event_time") > end).head(CONTEXT_EVENTS // 3)])
+
+
+def _panel(
+    rows: pl.DataFrame, axis: Axis, driver: Mapping[str, Any], incident: Mapping[str, Any], dataset: Dataset
+) -> Panel:
+    name = driver["feature"]
+    feature, label, unit = words.declared(dataset, name), words.feature_label(name), words.unit_of(dataset, name)
+    heading = Heading(
+        f"{label}, {unit}" if unit else label,
+        f"{words.percent(driver['share'])} of the score at the peak",
+        f"{label} of {words.who(incident)}: at the peak {words.in_words(dataset, name, driver['observed'])} observed, "
+        f"{words.in_words(dataset, name, driver['expected'])} expected",
+    )
+    categorical = isinstance(feature, Feature) and feature.type == "categorical"
+    return (category_panel if categorical else feature_panel)(rows, axis, name, heading)
+
+
+def _score_panel(rows: pl.DataFrame, axis: Axis, incident: Mapping[str, Any]) -> Panel:
+    peak, threshold = words.number(incident["peak_score"]), words.number(incident["threshold"])
+    spoken = f"anomaly score of {words.who(incident)}: {peak} at the peak, threshold {threshold}"
+    return score_panel(rows, axis, incident["threshold"], Heading("score", f"dashed: threshold {threshold}", spoken))
+
+
+def write_report(ws: Workspace, day: date) -> Path:
+    """Write the report of `day` and return its file, `reports/NAME/DAY.html` in the state folder.
+
+    The file is replaced as a whole. Raises `NightsiftError` where the day has no incidents step yet, or where the file
+    cannot be written.
+    """
+    page = report_file(ws, day)
+    text = render_report(read_facts(ws, day))
+    part = page.with_name(f".{page.name}.{uuid.uuid4().hex}")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(page)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise NightsiftError(
+            f"the report {page} could not be written: {error.strerror}; mend that, then run it again"
+        ) from error
+    return page
+
+
+def report_file(ws: Workspace, day: date) -> Path:
+    """Where the report of `day` stands."""
+    return ws.home.reports / ws.dataset.name / f"{day}.html"
+
+
+def read_facts(ws: Workspace, day: date) -> ReportFacts:
+    """What the tables say of `day`; raises `NightsiftError` where its incidents were not looked for yet."""
+    state = _state(ws, day, "incidents")
+    incidents = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
+    validated = _state(ws, day, "validate").counts
+    return ReportFacts(
+        dataset=ws.dataset,
+        day=day,
+        counts=_counts(ws, day, validated),
+        incidents=incidents,
+        around=_around(ws, day, incidents),
+        quarantine=summarise(ws.lake.scan("quarantine", quarantine_schema(ws.dataset), day, day), ws.dataset),
+        warnings=tuple(validated["warnings"]),
+        detector_version=state.detector_version or "",
+    )
+
+
+def _state(ws: Workspace, day: date, step: str) -> State:
+    state = read_state(ws, day, step)
+    if state is None:
+        name = ws.dataset.name
+        raise NightsiftError(f"{name} {day}: the step {step} was not done, so there is nothing to report; "
+                             f"run: nightsift score {name} --from {day} --to {day + timedelta(days=1)}")  # fmt: skip
+    return state
+
+
+def _counts(ws: Workspace, day: date, validated: Mapping[str, Any]) -> Counts:
+    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity", "is_anomaly").collect()
+    return Counts(
+        rows=validated["rows_in"],
+        clean=validated["rows_clean"],
+        quarantined=validated["rows_quarantined"],
+        duplicates=validated["rows_duplicate"],
+        entities=scores["entity"].n_unique(),
+        steps=len(scores),
+        anomalous=int(scores["is_anomaly"].sum()),
+        entity_days=entity_days(scores, ws.dataset),
+    )
+
+
+def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
+    """`ReportFacts.around`: the steps of the charted incidents' entities, from far enough before the day."""
+    dataset = ws.dataset
+    charted = words.ranked(incidents.filter(pl.col("kind") != "silent")).head(MOST_CARDS)
+    mine = pl.col("entity").is_in(charted["entity"].unique().sort().implode())
+    reach = dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
+    first = dataset.day_of(dataset.day_bounds(day)[0] - reach)
+    clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
+    wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
+    scores = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted).collect()
+    return join_scores(clean, scores, dataset)
+
+
+def join_scores(clean: pl.DataFrame, scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """`ReportFacts.around` of `clean` steps and those `scores` that there are; pure.
+
+    Steps that share entity and time (and id) are matched in the order in which scoring takes them: by their features.
+    """
+    key = list(key_schema(dataset))
+    steps = add_sequence_features(clean.sort([*key, *(f.name for f in dataset.features)]), dataset)
+    for feature in dataset.sequence_features:
+        values = units_of(dataset, feature.name)(steps[feature.name].to_numpy())
+        steps = steps.with_columns(pl.Series(feature.name, values).fill_nan(None))
+    observed = [pl.col(name).alias(f"observed_{name}") for name in dataset.channels]
+    nth = pl.int_range(pl.len()).over(key).alias("nth")
+    scores = scores.sort(key, maintain_order=True).with_columns(nth)
+    joined = steps.select(*key, *observed, nth).join(
+        scores, on=[*key, "nth"], how="left", nulls_equal=True, maintain_order="left"
+    )
+    return joined.drop("nth", *key[2:])
+
+
+def summarise(quarantine: pl.LazyFrame, dataset: Dataset) -> pl.DataFrame:
+    """`ReportFacts.quarantine`: kinds of reasons, how many rows each concerns, and the first rows of each.
+
+    A reason such as `flow: 812 is above 400 m3/h` counts as `flow: … is above 400 m3/h`.
+    """
+    value = r"^([^:]+): (?:'.*'|.+?) (is|does|occurs|happens) "
+    kind = pl.col("reasons").str.replace(value, "${1}: … ${2} ").alias("reason")
+    example = pl.format("{}, row {}: {} ({})", "source", pl.col("source_row") + 1, _row_text(dataset), "reasons")
+    order = ("source", "source_row")
+    groups = (
+        quarantine.explode("reasons")
+        .select(kind, *order, example.alias("example"))
+        .group_by("reason")
+        .agg(
+            pl.struct(order).n_unique().cast(pl.Int64).alias("rows"),
+            pl.col("example").sort_by(order).head(EXAMPLES).alias("examples"),
+        )
+    )
+    return groups.sort(["rows", "reason"], descending=[True, False]).collect()
+
+
+def _row_text(dataset: Dataset) -> pl.Expr:
+    """What stood in a row, shortened: the source row where it could not be read, else its values."""
+    names = [name for name in clean_schema(dataset) if name != "day"]
+    cells = [pl.format("{}={}", pl.lit(name), pl.col(name).cast(pl.String)) for name in names]
+    text = pl.coalesce("raw", pl.concat_str(cells, separator=", ", ignore_nulls=True))
+    return pl.when(text.str.len_chars() > MOST_SHOWN).then(text.str.head(MOST_SHOWN) + pl.lit("…")).otherwise(text)

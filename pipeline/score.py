@@ -1,0 +1,314 @@
+"""Clean steps to `scores`: what the champion expects of each step of a day, and how far the step is from it."""
+
+import hashlib
+import logging
+import zlib
+from dataclasses import asdict, dataclass
+from datetime import date, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline.config import Dataset, Window
+from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.sequences import Steps, Windows, build_steps, cut_windows, scatter
+from pipeline.state import State, read_state, states, write_state
+from pipeline.tables import clean_schema, scores_schema
+from pipeline.validate import input_digest, validate
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from models.detector import Detector
+
+log = logging.getLogger("nightsift.score")
+
+CHUNK = 4096  # windows that are laid out at once: bounds the memory, changes no score
+SILENCE = timedelta(days=7)  # an entity that was there within this time and is gone is reported as silent
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A share of the entities of a night, and what it is scored with: the same for all shards of the night."""
+
+    day: str
+    index: int
+    count: int
+    detector: str
+    inputs: str
+
+    @property
+    def key(self) -> str:
+        """Where the shard's result is staged; names all that decides it."""
+        return f"{self.day}/{self.detector}-{self.inputs}/{self.index}-of-{self.count}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What was scored on a day: steps, how many of them anomalous, entities, and by which detector."""
+
+    day: str
+    steps: int
+    anomalous: int
+    entities: int
+    detector: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Results for the steps of a `Steps`; NaN where a step was not a target.
+
+    score: `(n,)` float64; contribution: `(n, channels)` float64, shares that add up to 1
+    expected: `(n, channels)` float32, scaled as the channels are after the scaler
+    residual: `(n, channels)` float32, smoothed reconstruction errors before standardising
+    """
+
+    score: NDArray[np.float64]
+    contribution: NDArray[np.float64]
+    expected: NDArray[np.float32]
+    residual: NDArray[np.float32]
+
+
+def context_days(dataset: Dataset, day: date) -> list[date]:
+    """The days whose `clean` rows a night reads: its own, last, and those before it that give context."""
+    reach = dataset.day_bounds(day)[0] - max(dataset.lookback, SILENCE)
+    first = dataset.day_of(reach)
+    return [first + timedelta(days=n) for n in range((day - first).days + 1)]
+
+
+def night_digest(ws: Workspace, day: date) -> str:
+    """32 hex digits of all the input that decides a night's scores, but for the detector."""
+    landed = ws.lake.landed()
+    parts = [f"{d} {input_digest(ws, d, landed)}" for d in context_days(ws.dataset, day)]
+    return hashlib.blake2b("\n".join([ws.dataset.digest(), *parts]).encode(), digest_size=16).hexdigest()
+
+
+def stale_days(ws: Workspace, day: date) -> list[date]:
+    """The days to score tonight: those scored before whose input changed since, and `day` itself, in order."""
+    done = states(ws, "score")
+    changed = [
+        d for d, digest in done.select("day", "input_digest").iter_rows() if d != day and night_digest(ws, d) != digest
+    ]
+    return sorted({*changed, day})
+
+
+def prepare(ws: Workspace, day: date) -> list[str]:
+    """Validate the days of a night's context that are not valid yet; the reasons of those that were refused.
+
+    Only the refusal of the night's own day is raised: an earlier day that the gate refused is missing context.
+    """
+    refused = []
+    for d in context_days(ws.dataset, day):
+        try:
+            validate(ws, d)
+        except GateRefusedError as error:
+            if d == day:
+                raise
+            refused.append(str(error))
+            log.warning("%s: no context from %s: %s", ws.dataset.name, d, error)
+    return refused
+
+
+def plan_shards(ws: Workspace, day: date) -> list[Shard]:
+    """The shards of a night; they fix the detector and the input, so that no two shards can disagree."""
+    from pipeline.tracking import champion
+
+    label, inputs = champion(ws).label, night_digest(ws, day)
+    return [Shard(str(day), index, ws.dataset.shards, label, inputs) for index in range(ws.dataset.shards)]
+
+
+def score_shard(ws: Workspace, shard: Shard) -> Scored:
+    """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet."""
+    from pipeline.tracking import champion
+
+    version = champion(ws)
+    if version.label != shard.detector:
+        raise NightsiftError(
+            f"{ws.dataset.name}: the champion changed from {shard.detector} to {version.label} while {shard.day} was "
+            "being scored; run the night again"
+        )
+    day = date.fromisoformat(shard.day)
+    clean = read_clean(ws, context_days(ws.dataset, day)[0], day, shard)
+    start, end = ws.dataset.day_bounds(day)
+    clean = clean.filter(pl.col("event_time") >= start - ws.dataset.lookback)
+    frame = score_frame(
+        load_detector(version.folder), clean, ws.dataset, pl.col("event_time").is_between(start, end, "left")
+    )
+    frame = frame.with_columns(pl.lit(version.label).alias("detector_version"))
+    ws.lake.stage(shard.key, frame)
+    return _summary(frame, shard)
+
+
+@lru_cache(maxsize=2)
+def load_detector(folder: Path) -> "Detector":
+    """The detector in `folder`; loaded (and its network compiled) once for many nights in one process."""
+    from models.detector import Detector
+
+    return Detector.load(folder)
+
+
+def read_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.DataFrame:
+    """`clean` of the days from `first` to `last`, of the shard's entities, without `day`."""
+    rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
+    if shard is not None and shard.count > 1:
+        names = rows.select(pl.col("entity").unique()).collect()["entity"].to_list()
+        # crc32, as it is the same in every process and every version
+        mine = [name for name in names if zlib.crc32(name.encode()) % shard.count == shard.index]
+        rows = rows.filter(pl.col("entity").is_in(mine))
+    return rows.collect()
+
+
+def publish(ws: Workspace, shards: list[Shard]) -> Scored:
+    """Commit the staged shards of one night to `scores`, all at once.
+
+    Raises `NightsiftError` where a shard is missing, unless this very night was published already.
+    """
+    first = shards[0]
+    day = date.fromisoformat(first.day)
+    found = [ws.lake.staged(shard.key) for shard in shards]
+    frames = [frame for frame in found if frame is not None]
+    if len(frames) < len(shards):
+        if _published(ws, first):
+            return read_scored(ws, day)
+        missing = ", ".join(f"{s.index} of {s.count}" for s, frame in zip(shards, found, strict=True) if frame is None)
+        raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
+    order = ["entity", "event_time", *(["event_id"] if ws.dataset.event_id else [])]
+    frame = pl.concat(frames).sort(order, maintain_order=True)
+    ws.lake.replace("scores", day, frame.select(list(scores_schema(ws.dataset))), detector=first.detector)
+    summary = _summary(frame, first)
+    write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
+    ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
+    return summary
+
+
+def _published(ws: Workspace, shard: Shard) -> bool:
+    state = read_state(ws, date.fromisoformat(shard.day), "score")
+    return state is not None and (state.input_digest, state.detector_version) == (shard.inputs, shard.detector)
+
+
+def read_scored(ws: Workspace, day: date) -> Scored:
+    """What was last published for `day`; raises `NightsiftError` where nothing was."""
+    state = read_state(ws, day, "score")
+    if state is None:
+        raise NightsiftError(f"{ws.dataset.name} {day} is not scored; run: nightsift score {ws.dataset.name}")
+    return Scored(**state.counts)
+
+
+def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:
+    return Scored(shard.day, len(frame), int(frame["is_anomaly"].sum()), frame["entity"].n_unique(), shard.detector)
+
+
+def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, targets: pl.Expr) -> pl.DataFrame:
+    """The rows of `clean` for which `targets` holds, scored: the columns of `scores` but `day` and the version.
+
+    Raises `ConfigError` where the YAML's features are no longer those that the detector learned.
+    """
+    if tuple(dataset.channels) != detector.channels:
+        raise ConfigError(
+            f"{dataset.name}.yaml has the features {', '.join(dataset.channels)}, the detector was trained with "
+            f"{', '.join(detector.channels)}; train again: nightsift train {dataset.name}"
+        )
+    steps = build_steps(clean, dataset, detector.encodings)
+    chosen = steps.frame.select(targets.alias("target"))["target"].to_numpy()
+    judged = judge(detector, steps, chosen)
+    return _score_columns(detector, steps, judged, dataset).filter(pl.Series(chosen))
+
+
+def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
+    """Score the steps where `targets` `(n,)` is True; each one's result depends on its own entity's steps only."""
+    from models.scores import combine, smooth
+
+    names = steps.names
+    rows = detector.scaler.rows(steps.entity, names)
+    scaled = detector.scaler.transform(steps.values, steps.observed, rows)
+    warm = warm_up(steps, targets, 0 if detector.alpha >= 1 else 2 * detector.config.rows)
+    expected = expected_values(detector, steps, scaled, warm)
+    error = np.where(steps.observed, scaled - expected, np.float32(np.nan))
+    residual = np.where(targets[:, None], smooth(error, steps.sequence, detector.alpha), np.float32(np.nan))
+    rows = detector.residual.rows(steps.entity, names)
+    standardised = (residual - detector.residual.center[rows]) / detector.residual.scale[rows]
+    score, contribution = combine(standardised)
+    return Judged(score, contribution, expected, residual)
+
+
+def warm_up(steps: Steps, targets: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
+    """`targets`, and up to `length` positions before each sequence's first target: where smoothing gathers its past."""
+    if length == 0 or not targets.any():
+        return targets
+    first = np.full(int(steps.sequence[-1]) + 1, np.iinfo(np.int64).max)
+    last = np.full(len(first), -1)
+    np.minimum.at(first, steps.sequence[targets], steps.position[targets])
+    np.maximum.at(last, steps.sequence[targets], steps.position[targets])
+    begin = first[steps.sequence]
+    return (steps.position >= begin - np.minimum(length, begin)) & (steps.position <= last[steps.sequence])
+
+
+def expected_values(
+    detector: "Detector", steps: Steps, scaled: NDArray[np.float32], targets: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """`(n, channels)` float32: what the network expects of each target step; NaN elsewhere."""
+    from models.autoencoder import expect
+
+    windows = cut_windows(steps, targets, Window(steps=detector.config.steps, rows=detector.config.rows))
+    out = np.full(scaled.shape, np.nan, np.float32)
+    for start in range(0, len(windows), CHUNK):
+        part = windows.take(np.arange(start, min(start + CHUNK, len(windows))))
+        values, observed = tensors(part, scaled, steps.observed)
+        hidden = hide_targets(part.target, observed) if detector.hide_target else None
+        result = expect(detector.model, values, observed, observed.any(-1), hidden=hidden)
+        scatter(part, result[np.arange(len(part)), part.target], out)
+    return out
+
+
+INPUT_LIMIT = 10.0  # the network sees scaled values clipped to this; errors are taken from the values themselves
+
+
+def tensors(
+    windows: Windows, scaled: NDArray[np.float32], observed: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """`values` float32 and `observed` bool, both `(windows, steps, rows, channels)`, as the network takes them."""
+    values = windows.gather(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT))
+    return values, windows.gather(observed)
+
+
+def hide_targets(target: NDArray[np.int64], observed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`(windows, steps, rows, channels)` bool: the observed cells of each window's target segment."""
+    at_target = np.arange(observed.shape[1]) == target[:, None]
+    return observed & at_target[:, :, None, None]
+
+
+def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:
+    rows = detector.scaler.rows(steps.entity, steps.names)
+    expected = detector.scaler.inverse(judged.expected, rows)
+    score = pl.Series("score", judged.score).fill_nan(None)
+    columns = [
+        score,
+        pl.Series("p_value", detector.threshold.p_value(judged.score)).fill_nan(None),
+        pl.Series("threshold", np.full(len(score), detector.threshold.value)),
+        (score > detector.threshold.value).fill_null(value=False).alias("is_anomaly"),
+    ]
+    for c, name in enumerate(detector.channels):
+        seen = steps.observed[:, c]
+        to_units = units_of(dataset, name)
+        columns += [
+            pl.Series(f"observed_{name}", np.where(seen, to_units(steps.values[:, c].astype(np.float64)), np.nan)),
+            pl.Series(f"expected_{name}", to_units(expected[:, c])),
+            pl.Series(f"contribution_{name}", judged.contribution[:, c]),
+        ]
+    return steps.frame.with_columns(*columns).with_columns(pl.col(pl.Float64).fill_nan(None))
+
+
+def units_of(dataset: Dataset, channel: str) -> np.ufunc:
+    """The function from a channel's modelled value back to what a person reads.
+
+    Amounts, times, counts and sums were taken as log(1 + value), a ratio as the logarithm of ratios; a category stays
+    the negative log of its share: the rarer, the higher.
+    """
+    for feature in dataset.features:
+        if feature.name == channel:
+            return np.expm1 if feature.log else np.positive
+    kind = next(feature.kind for feature in dataset.sequence_features if feature.name == channel)
+    return np.exp if kind == "ratio_to_history" else np.expm1

@@ -1,0 +1,66 @@
+"""What each step of the night has done with each day: the `partitions` table. It holds no clock."""
+
+import json
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import polars as pl
+
+from pipeline.lake import quote
+from pipeline.tables import partitions_schema
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What `step` made of `day`, and of what: digests of its input and of the configuration, and what it counted.
+
+    `counts` must be able to stand in JSON. `detector_version` is None for steps that use no detector.
+    """
+
+    day: date
+    step: str
+    input_digest: str
+    config_digest: str
+    detector_version: str | None = None
+    counts: dict[str, Any] = field(default_factory=dict)
+
+    def same_work(self, other: "State | None") -> bool:
+        """Whether `other` was made of the same input, configuration and detector."""
+        return other is not None and self._made_of() == other._made_of()
+
+    def _made_of(self) -> tuple[str | None, ...]:
+        return self.step, str(self.day), self.input_digest, self.config_digest, self.detector_version
+
+
+def read_state(ws: Workspace, day: date, step: str) -> State | None:
+    """What `step` recorded for `day`; None where it never finished."""
+    rows = ws.lake.scan("partitions", partitions_schema(), day, day).filter(pl.col("step") == step).collect()
+    return _state(rows.row(0, named=True)) if rows.height else None
+
+
+def write_state(ws: Workspace, state: State) -> None:
+    """Record `state` in place of what its step recorded for its day before."""
+    row = {
+        "day": state.day,
+        "step": state.step,
+        "input_digest": state.input_digest,
+        "config_digest": state.config_digest,
+        "detector_version": state.detector_version,
+        "counts": json.dumps(state.counts, sort_keys=True),
+    }
+    frame = pl.DataFrame([row], schema=partitions_schema())
+    ws.lake.replace("partitions", state.day, frame, where=f"step = {quote(state.step)}", step=state.step)
+
+
+def states(ws: Workspace, step: str | None = None) -> pl.DataFrame:
+    """Every record, or those of one step, sorted by day and step."""
+    rows = ws.lake.scan("partitions", partitions_schema())
+    if step is not None:
+        rows = rows.filter(pl.col("step") == step)
+    return rows.sort("day", "step").collect()
+
+
+def _state(row: dict[str, Any]) -> State:
+    return State(**{**row, "counts": json.loads(row["counts"])})

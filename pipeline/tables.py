@@ -1,0 +1,75 @@
+"""The columns of every table in the lake; each function gives names and Polars types, in order."""
+
+from typing import Any
+
+import polars as pl
+
+from pipeline.config import Dataset
+
+Schema = dict[str, Any]
+MOMENT = pl.Datetime("us", "UTC")
+DAY = {"day": pl.Date}
+
+
+def key_schema(dataset: Dataset) -> Schema:
+    """What names a step: entity, event_time, and event_id where the dataset has one."""
+    return {"entity": pl.String, "event_time": MOMENT, **({"event_id": pl.String} if dataset.event_id else {})}
+
+
+def canonical_schema(dataset: Dataset) -> Schema:
+    """A step: its key, then each feature (Float64, or String where categorical)."""
+    types = {"numeric": pl.Float64, "categorical": pl.String}
+    return key_schema(dataset) | {feature.name: types[feature.type] for feature in dataset.features}
+
+
+def landing_schema(dataset: Dataset) -> Schema:
+    """A source row: the step as far as it could be read, where it came from, and what could not be read."""
+    origin = {"source": pl.String, "source_digest": pl.String, "source_row": pl.Int64}
+    return DAY | canonical_schema(dataset) | origin | {"problems": pl.List(pl.String), "raw": pl.String}
+
+
+def clean_schema(dataset: Dataset) -> Schema:
+    """A valid step."""
+    return DAY | canonical_schema(dataset)
+
+
+def quarantine_schema(dataset: Dataset) -> Schema:
+    """An invalid source row, whole, with the reasons."""
+    return landing_schema(dataset) | {"reasons": pl.List(pl.String)}
+
+
+def scores_schema(dataset: Dataset) -> Schema:
+    """A scored step; the contributions of its channels add up to 1 and are null where a cell is not observed."""
+    verdict = {"score": pl.Float64, "p_value": pl.Float64, "threshold": pl.Float64, "is_anomaly": pl.Boolean}
+    cells = {
+        f"{what}_{channel}": pl.Float64
+        for what in ("observed", "expected", "contribution")
+        for channel in dataset.channels
+    }
+    return DAY | key_schema(dataset) | verdict | cells | {"detector_version": pl.String}
+
+
+def incidents_schema() -> Schema:
+    """An incident; `drivers` are the features that drove it, the largest share first, as they stood at its peak."""
+    driver = pl.Struct({"feature": pl.String, "share": pl.Float64, "observed": pl.Float64, "expected": pl.Float64})
+    return DAY | {
+        "incident_id": pl.String, "entity": pl.String, "start": MOMENT, "end": MOMENT, "peak_time": MOMENT,
+        "peak_score": pl.Float64, "threshold": pl.Float64, "p_value": pl.Float64, "severity": pl.Float64,
+        "steps": pl.Int64, "drivers": pl.List(driver), "kind": pl.String, "detector_version": pl.String,
+    }  # fmt: skip
+
+
+def verdicts_schema() -> Schema:
+    """An analyst's verdict on an incident, `confirmed` or `dismissed`, with who gave it and when."""
+    return DAY | {
+        "incident_id": pl.String, "entity": pl.String, "start": MOMENT, "end": MOMENT,
+        "verdict": pl.String, "note": pl.String, "reviewer": pl.String, "reviewed_at": MOMENT,
+    }  # fmt: skip
+
+
+def partitions_schema() -> Schema:
+    """What a step of the night made of a day, and of which inputs; `counts` is a JSON object."""
+    return DAY | {
+        "step": pl.String, "input_digest": pl.String, "config_digest": pl.String, "detector_version": pl.String,
+        "counts": pl.String,
+    }  # fmt: skip

@@ -1,0 +1,399 @@
+"""Clean steps to a detector: split by time, fit, calibrate, evaluate, register, promote.
+
+Every entity's own stretch of time is divided in this order: fit, early stopping, calibration, holdout. What is fitted
+never sees what it is calibrated on, and neither sees the holdout.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline import figures, tracking
+from pipeline.config import Dataset
+from pipeline.errors import GateRefusedError
+from pipeline.ingest import ingest
+from pipeline.review import confirmed
+from pipeline.score import SILENCE, Judged, judge, read_clean, tensors
+from pipeline.sequences import Steps, build_steps, cut_windows, learn_encodings
+from pipeline.validate import validate
+from pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from models.detector import Detector
+
+log = logging.getLogger("nightsift.train")
+
+MIN_STEPS = 64
+FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
+STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
+SMOOTHING = {"sensor": 0.3, "transaction": 1.0}  # weight of the newest error; an event stands for itself
+INJECTED = 200  # stretches of the holdout that are made abnormal, one at a time
+TOLERANCE = 0.1  # how much less of the injected anomalies a challenger may find than the champion
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training ended with.
+
+    version: label of the registered detector; promoted: whether it is the champion now, and why, in `reason`
+    budget, realised: false incidents per entity and day, promised and seen on the holdout
+    injected_recall: share of injected anomalies found on the holdout
+    """
+
+    version: str
+    promoted: bool
+    reason: str
+    steps: int
+    entities: int
+    epochs: int
+    threshold: float
+    budget: float
+    realised: float
+    injected_recall: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A detector on the holdout: false incidents per entity and day, and the share of injections found, by kind."""
+
+    realised: float
+    recall: Mapping[str, float]
+    entity_days: float
+
+    @property
+    def injected_recall(self) -> float:
+        """The mean over the kinds of injection."""
+        return float(np.mean(list(self.recall.values()))) if self.recall else float("nan")
+
+
+def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.info) -> Trained:
+    """Train on the event times from `start` to `end` (half-open, aware) and register the detector.
+
+    Ingests and validates what is not there yet. Raises `GateRefusedError` where there is too little to learn from.
+    """
+    began = time.monotonic()
+    clean = _snapshot(ws, start, end, say)
+    with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
+        _log_inputs(ws, start, end, clean)
+        detector, steps, part = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), say)
+        trained = _register(ws, detector, steps, part, say)
+        log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
+    return replace(trained, seconds=round(time.monotonic() - began, 1))
+
+
+def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl.DataFrame:
+    """The clean rows up to `end`, from as far before `start` as gives context."""
+    first = ws.dataset.day_of(start - max(ws.dataset.lookback, SILENCE))
+    last = ws.dataset.day_of(end - timedelta(microseconds=1))
+    ingested = ingest(ws, first, last)
+    say(f"{ingested.files} new source files, {ingested.rows:,} rows")
+    for n in range((last - first).days + 1):
+        try:
+            validate(ws, first + timedelta(days=n))
+        except GateRefusedError as error:
+            say(f"left out: {error}")
+    clean = read_clean(ws, first, last)
+    clean = clean.filter(pl.col("event_time").is_between(start - ws.dataset.lookback, end, "left"))
+    inside = clean.filter(pl.col("event_time") >= start)
+    if len(inside) < MIN_STEPS:
+        raise GateRefusedError(
+            f"{ws.dataset.name}: {len(inside)} clean rows from {start} to {end} are too few to train on (at least "
+            f"{MIN_STEPS}); choose a longer stretch or check the source: nightsift check {ws.dataset.name}"
+        )
+    say(f"training data: {len(inside):,} clean rows of {inside['entity'].n_unique():,} entities")
+    return clean
+
+
+def learn(
+    dataset: Dataset,
+    clean: pl.DataFrame,
+    start: datetime,
+    about: Mapping[str, Any],
+    abnormal: pl.DataFrame,
+    say: Progress,
+) -> tuple["Detector", Steps, NDArray[np.int64]]:
+    """A detector from clean rows; also the steps, and which part of the time each belongs to, for its evaluation.
+
+    `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
+    """
+    from models.autoencoder import AutoencoderConfig, build_autoencoder
+
+    from models.detector import Detector
+    from models.scaler import RobustScaler
+    from models.threshold import Threshold
+
+    order = ["entity", "event_time", *(["event_id"] if dataset.event_id else [])]
+    clean = clean.sort([*order, *(feature.name for feature in dataset.features)])
+    part = np.where(within(clean, abnormal), BEFORE, split(clean, start, dataset))
+    encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
+    steps = build_steps(clean, dataset, encodings)
+    fitted = part == FIT
+    scaler = RobustScaler.learn(steps.values[fitted], steps.observed[fitted], steps.entity[fitted], steps.names)
+    model = dataset.model
+    config = AutoencoderConfig(
+        steps=dataset.window.steps,
+        rows=dataset.window.rows,
+        channels=len(dataset.channels),
+        filters=tuple(model.filters),
+        kernel=model.kernel,
+        latent=model.latent,
+    )
+    blank = RobustScaler({}, np.zeros((1, config.channels)), np.ones((1, config.channels)))
+    detector = Detector(
+        config=config,
+        model=build_autoencoder(config, seed=model.seed),
+        about=about,
+        channels=tuple(dataset.channels),
+        encodings=encodings,
+        scaler=scaler,
+        residual=blank,
+        alpha=SMOOTHING[dataset.kind],
+        hide_target=dataset.kind == "transaction",
+        threshold=Threshold.blank(dataset.threshold.false_alarms),
+    )
+    _fit(detector, dataset, steps, part, say)
+    return _calibrate(detector, dataset, steps, part, say), steps, part
+
+
+def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.int64]:
+    """`(n,)` int64: MIN_STEPS = 64
+    FIT, STOP, CALIBRATION or HOLDOUT by each row's place in its entity's time, BEFORE ahead of `start`.
+
+        By entity, as entities need not have been there at the same time.
+    """
+    held = dataset.training.calibration + dataset.training.holdout
+    edges = [(1 - held) * (1 - STOP_SHARE), 1 - held, 1 - dataset.training.holdout]
+    inside = pl.col("event_time") >= start
+    place = (inside.cum_sum() - 0.5).over("entity") / inside.sum().over("entity")
+    share = clean.select(share=pl.when(inside).then(place))["share"]
+    return np.where(share.is_null(), BEFORE, np.searchsorted(edges, share.fill_null(0), "right"))
+
+
+def within(clean: pl.DataFrame, stretches: pl.DataFrame) -> NDArray[np.bool_]:
+    """`(n,)` bool: the row lies in one of its entity's `stretches` (entity, start, end; both ends included)."""
+    inside = np.zeros(len(clean), bool)
+    for entity, start, end in stretches.iter_rows():
+        hit = (pl.col("entity") == entity) & pl.col("event_time").is_between(start, end)
+        inside |= clean.select(hit.alias("hit"))["hit"].to_numpy()
+    return inside
+
+
+def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress) -> None:
+    """Fit the network in place, with early stopping on the part of time that follows."""
+    from models.autoencoder import fit
+
+    rng = np.random.default_rng(dataset.model.seed)
+    rows = detector.scaler.rows(steps.entity, steps.names)
+    scaled = detector.scaler.transform(steps.values, steps.observed, rows)
+    values, observed = _draw(steps, part == FIT, scaled, dataset, dataset.model.windows, rng)
+    held = _draw(steps, part == STOP, scaled, dataset, dataset.model.windows // 4, rng)
+    say(f"fitting on {len(values):,} windows of {dataset.window.steps} × {dataset.window.rows} steps")
+    validation = (held[0], held[1], held[1].any(-1)) if len(held[0]) else None
+    history = fit(
+        detector.model, values, observed, observed.any(-1), validation=validation, epochs=dataset.model.epochs,
+        batch=dataset.model.batch, seed=dataset.model.seed, hide_target=detector.hide_target,
+        on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say),
+    )  # fmt: skip
+    tracking.log_figure(figures.learning_curve(history), "learning_curve")
+
+
+def _draw(
+    steps: Steps, targets: NDArray[np.bool_], scaled: NDArray[np.float32], dataset: Dataset, most: int,
+    rng: np.random.Generator,
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
+    """Tensors of at most `most` of the windows that end in the target steps, drawn without replacement, in order."""
+    windows = cut_windows(steps, targets, dataset.window)
+    if len(windows) > most:
+        windows = windows.take(np.sort(rng.choice(len(windows), most, replace=False)))
+    return tensors(windows, scaled, steps.observed)
+
+
+def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
+    import mlflow
+
+    mlflow.log_metrics({name: float(value) for name, value in logs.items()}, step=epoch)
+    say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+
+
+def _calibrate(
+    detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress
+) -> "Detector":
+    """The detector with residual scale and threshold from the calibration part."""
+    from models.scaler import RobustScaler
+    from models.threshold import calibrate
+
+    targets = part == CALIBRATION
+    residual = judge(detector, steps, targets).residual
+    seen = np.isfinite(residual) & targets[:, None]
+    if not seen.any():
+        raise GateRefusedError(
+            f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
+        )
+    chosen = np.flatnonzero(targets)
+    scale = RobustScaler.learn(np.nan_to_num(residual[chosen]), seen[chosen], steps.entity[chosen], steps.names)
+    detector = replace(detector, residual=scale)
+    judged = judge(detector, steps, targets)
+    threshold = calibrate(
+        judged.score[chosen], steps.entity[chosen], steps.time[chosen],
+        merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
+        entity_days=entity_days(steps, targets, dataset),
+    )  # fmt: skip
+    say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
+        f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
+    return replace(detector, threshold=threshold)
+
+
+def entity_days(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
+    """How much time the target steps cover, in days, added up over the entities; never 0."""
+    if dataset.cadence is not None:
+        return max(float(targets.sum()) * dataset.cadence.total_seconds(), 1.0) / 86400
+    spans = (
+        pl.DataFrame({"entity": steps.entity, "time": steps.time})
+        .filter(pl.Series(targets))
+        .group_by("entity")
+        .agg(((pl.col("time").max() - pl.col("time").min()) * pl.len() / (pl.len() - 1)).alias("span"))
+    )
+    return max(float(spans["span"].fill_nan(0).sum()) / 86400e6, 1 / 24)
+
+
+def evaluate(
+    detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64]
+) -> tuple[Evaluation, Judged]:
+    """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results."""
+    from models.injections import INJECTIONS
+    from models.threshold import cluster_peaks
+
+    targets = part == HOLDOUT
+    judged = judge(detector, steps, targets)
+    merge = dataset.merge_within.total_seconds() * 1e6
+    days = entity_days(steps, targets, dataset)
+    chosen = np.flatnonzero(targets & np.isfinite(judged.score))
+    alarms = cluster_peaks(
+        judged.score[chosen], steps.entity[chosen], steps.time[chosen], detector.threshold.value, merge
+    )
+    rng = np.random.default_rng(dataset.model.seed)
+    stretches = _stretches(steps, targets, dataset, rng)
+    recall = {}
+    for kind, inject in INJECTIONS.items():
+        values = steps.values.copy()
+        for stretch in stretches:
+            values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
+        score = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets).score
+        if stretches:
+            recall[kind] = float(
+                np.mean([np.nanmax(score[s], initial=0) > detector.threshold.value for s in stretches])
+            )
+    return Evaluation(len(alarms) / days, recall, days), judged
+
+
+def _stretches(
+    steps: Steps, targets: NDArray[np.bool_], dataset: Dataset, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Stretches of target steps of one sequence each, at least a window apart, so that one cannot disturb another."""
+    length = 2 * dataset.window.rows if dataset.kind == "sensor" else 3
+    chosen = np.flatnonzero(targets)
+    edges = np.flatnonzero(np.diff(steps.sequence[chosen])) + 1
+    found = []
+    for run in np.split(chosen, edges):
+        begins = np.arange(length, len(run) - length + 1, dataset.window_length + length)
+        found += [run[begin : begin + length] for begin in begins]
+    picked = rng.permutation(len(found))[:INJECTED]
+    return [found[n] for n in sorted(picked)]
+
+
+def _about(ws: Workspace, start: datetime, end: datetime) -> dict[str, Any]:
+    return {
+        "dataset": ws.dataset.model_dump(mode="json", exclude={"source", "notify"}),
+        "from": start.astimezone(UTC).isoformat(),
+        "to": end.astimezone(UTC).isoformat(),
+    }
+
+
+def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFrame) -> None:
+    import mlflow
+
+    dataset = ws.dataset
+    settings = {
+        f"{group}.{name}": value
+        for group in ("window", "model", "training", "threshold")
+        for name, value in getattr(dataset, group).model_dump(mode="json").items()
+    }
+    facts = {"from": start.isoformat(), "to": end.isoformat(), "rows": len(clean), "channels": len(dataset.channels),
+             "entities": clean["entity"].n_unique(), "config_digest": dataset.digest()}  # fmt: skip
+    mlflow.log_params({**settings, **facts})
+    versions = {f"delta_version.{table}": str(ws.lake.version(table)) for table in ("landing", "clean", "quarantine")}
+    mlflow.set_tags({**versions, "data_window": f"{start.isoformat()} to {end.isoformat()}"})
+
+
+def _register(ws: Workspace, detector: "Detector", steps: Steps, part: NDArray[np.int64], say: Progress) -> Trained:
+    """Evaluate the detector, log and register it, and promote it unless the champion is better."""
+    import mlflow
+
+    evaluation, judged = evaluate(detector, ws.dataset, steps, part)
+    calibrated = judge(detector, steps, part == CALIBRATION)
+    threshold = detector.threshold
+    mlflow.log_metrics({
+        "threshold": threshold.value, "false_alarms_promised": threshold.budget,
+        "false_alarms_on_calibration": threshold.expected, "false_alarms_on_holdout": evaluation.realised,
+        "holdout_entity_days": evaluation.entity_days,
+        **{f"injected_recall.{kind}": value for kind, value in evaluation.recall.items()},
+    })  # fmt: skip
+    tracking.log_figure(figures.calibration(calibrated.score, judged.score, threshold), "calibration")
+    incumbent = tracking.find(ws, tracking.CHAMPION)
+    with TemporaryDirectory(prefix="nightsift-") as scratch:
+        folder = Path(scratch) / "detector"
+        detector.save(folder)
+        tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
+        version = tracking.register(ws, folder, _weights_digest(detector), tags)
+    promoted, reason = _compare(ws, evaluation, incumbent, steps, part)
+    if promoted:
+        tracking.promote(ws, version.number)
+    mlflow.set_tags({"detector": version.label, "promoted": str(promoted).lower(), "promotion": reason})
+    say(f"detector {version.label}: {reason}")
+    return Trained(
+        version=version.label, promoted=promoted, reason=reason, steps=int((part != BEFORE).sum()),
+        entities=len(steps.names), epochs=int(detector.about.get("epochs", 0)), threshold=threshold.value,
+        budget=threshold.budget, realised=evaluation.realised, injected_recall=evaluation.injected_recall, seconds=0.0,
+    )  # fmt: skip
+
+
+def _compare(
+    ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, steps: Steps, part: NDArray[np.int64]
+) -> tuple[bool, str]:
+    """Whether the challenger becomes champion, and why: it must not find clearly less on the same holdout."""
+    from models.detector import Detector
+
+    if incumbent is None:
+        return True, "promoted: the first detector"
+    champion = Detector.load(incumbent.folder)
+    if champion.channels != tuple(ws.dataset.channels):
+        return True, f"promoted: champion {incumbent.label} knows other features"
+    other, _ = evaluate(champion, ws.dataset, steps, part)
+    words = (
+        f"injected anomalies found {challenger.injected_recall:.0%}, champion {incumbent.label} "
+        f"{other.injected_recall:.0%}"
+    )
+    if challenger.injected_recall < other.injected_recall - TOLERANCE:
+        return False, f"refused: {words}"
+    return True, f"promoted: {words}"
+
+
+def _weights_digest(detector: "Detector") -> str:
+    """16 hex digits of what the detector has learned."""
+    state = hashlib.sha256()
+    threshold = np.array([detector.threshold.value, *detector.threshold.quantiles])
+    for array in (*detector.model.get_weights(), detector.scaler.center, detector.residual.scale, threshold):
+        state.update(np.ascontiguousarray(array).tobytes())
+    return state.hexdigest()[:16]

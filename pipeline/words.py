@@ -1,0 +1,213 @@
+"""Numbers, times and incidents in words: what the report, the notification and the terminal all say the same way."""
+
+import math
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import polars as pl
+
+from pipeline.config import Dataset, Feature, SequenceFeature, format_duration
+from pipeline.incidents import EVERYONE
+
+NOTHING = "–"
+# Up to this long, a stretch of time is told to the second.
+SHORT = timedelta(minutes=10)
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+def number(value: float | None) -> str:
+    """`value` with four significant digits, such as `0.1234`, `18.2`, `12,350`; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e9:
+        return f"{value:.3e}"
+    digits = 3 - math.floor(math.log10(abs(value)))
+    text = f"{round(value, digits):,.{max(digits, 0)}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def percent(share: float | None) -> str:
+    """`share` of one as a percentage: whole from 1 % on, two digits below."""
+    if share is None or not math.isfinite(share):
+        return NOTHING
+    if share == 0 or share >= 0.00995:
+        return f"{share * 100:.0f} %"
+    return f"{share * 100:.2g} %" if share >= 1e-5 else "under 0.001 %"
+
+
+def count(n: int, noun: str, plural: str | None = None) -> str:
+    """`n` things, such as `1 incident`, `14,400 steps`."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def listing(parts: list[str]) -> str:
+    """The parts as one enumeration: `a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def duration(length: timedelta) -> str:
+    """A length of time in its two largest units, such as `1 h 38 min`."""
+    seconds = length.total_seconds()
+    if seconds < 60:
+        return f"{number(seconds)} s"
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        parts.append((left // size, unit))
+        left %= size
+    first = next(i for i, (n, _) in enumerate(parts) if n)
+    return " ".join(f"{n} {unit}" for n, unit in parts[first : first + 2] if n)
+
+
+def rarity(p_value: float | None) -> str:
+    """A p-value as how often a normal step would score at least this high."""
+    if p_value is None or not math.isfinite(p_value):
+        return "not known"
+    if p_value < 1e-6:
+        return "less than once in a million normal steps"
+    if p_value >= 0.1:
+        return f"about {p_value * 100:.0f} in 100 normal steps"
+    one_in = 1 / p_value
+    digits = 1 - math.floor(math.log10(one_in))
+    return f"about once in {round(one_in, digits):,.0f} normal steps"
+
+
+def clean_text(value: object) -> str:
+    """`value` from the data on one line, without control characters, for messages and log lines."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
+
+
+def clock(moment: datetime, zone: ZoneInfo, day: date, *, seconds: bool = False, suffix: str = "") -> str:
+    """The time of day in `zone`, with its date in front where that is not `day`; `24:00` at the end of `day`."""
+    local = moment.astimezone(zone)
+    form = "%H:%M:%S" if seconds else "%H:%M"
+    if local.date() == day + timedelta(days=1) and (local.hour, local.minute, local.second) == (0, 0, 0):
+        return "24:00" + suffix
+    text = local.strftime(form) + suffix
+    return text if local.date() == day else f"{local.date()} {text}"
+
+
+def stretch(start: datetime, end: datetime, zone: ZoneInfo, day: date) -> str:
+    """`from 14:02 to 15:40 UTC`, or `at 14:02 UTC` for a single moment; an hour that comes twice names its offset."""
+    begin, stop = start.astimezone(zone), end.astimezone(zone)
+    seconds = end - start < SHORT and (begin.second, stop.second) != (0, 0)
+    if start == end:
+        return f"at {clock(start, zone, day, seconds=seconds)} {zone.key}"
+    twice = begin.utcoffset() != stop.utcoffset()
+    first, last = (
+        clock(t, zone, day, seconds=seconds, suffix=f" {t.astimezone(zone):%Z}" if twice else "") for t in (start, end)
+    )
+    return f"from {first} to {last} {zone.key}"
+
+
+def feature_label(name: str) -> str:
+    """A feature's name as a reader sees it."""
+    return name.replace("_", " ")
+
+
+def declared(dataset: Dataset, name: str) -> Feature | SequenceFeature | None:
+    """The channel's declaration; None where the YAML no longer has it."""
+    channels: list[Feature | SequenceFeature] = [*dataset.features, *dataset.sequence_features]
+    return next((feature for feature in channels if feature.name == name), None)
+
+
+def unit_of(dataset: Dataset, name: str) -> str:
+    """The unit in which a channel is shown; empty where it has none."""
+    feature = declared(dataset, name)
+    if isinstance(feature, SequenceFeature):
+        if feature.kind == "rolling_sum":
+            return unit_of(dataset, feature.of or "")
+        return {"time_since_last": "s", "ratio_to_history": "× the usual", "rolling_count": "events"}[feature.kind]
+    return feature.unit if feature else ""
+
+
+def meaning(dataset: Dataset, name: str) -> str:
+    """What a sequence feature stands for; empty for a feature of the source."""
+    feature = declared(dataset, name)
+    if not isinstance(feature, SequenceFeature):
+        return ""
+    if feature.kind == "time_since_last":
+        return f"time since the {dataset.entity}'s previous event"
+    assert feature.over is not None
+    over = f"the last {format_duration(feature.over)}"
+    of = feature_label(feature.of or "")
+    return {
+        "ratio_to_history": f"{of} against its mean over {over}",
+        "rolling_count": f"events in {over}",
+        "rolling_sum": f"{of} summed over {over}",
+    }[feature.kind]
+
+
+def in_words(dataset: Dataset, name: str, value: float | None) -> str:
+    """A channel's value, as `scores` holds it, with its unit; a category's is the negative log of its share."""
+    if value is None:
+        return NOTHING
+    feature = declared(dataset, name)
+    if isinstance(feature, SequenceFeature) and feature.kind == "time_since_last":
+        return duration(timedelta(seconds=max(value, 0.0)))
+    if isinstance(feature, Feature) and feature.type == "categorical":
+        return f"a category of {percent(min(math.exp(-value), 1.0))}"
+    unit = unit_of(dataset, name)
+    unit = "event" if (unit, value) == ("events", 1.0) else unit
+    return f"{number(value)}\N{NO-BREAK SPACE}{unit}".rstrip()
+
+
+def ranked(incidents: pl.DataFrame) -> pl.DataFrame:
+    """Anomalies first, the most severe on top; then the silent ones by start."""
+    return incidents.sort(
+        pl.col("kind") == "silent", "severity", "start", "entity",
+        descending=[False, True, False, False], nulls_last=True,
+    )  # fmt: skip
+
+
+def who(incident: Mapping[str, Any]) -> str:
+    """The incident's entity on one line; `the whole source` where it concerns all of them."""
+    return "the whole source" if incident["entity"] == EVERYONE else clean_text(incident["entity"])
+
+
+def drivers_in_words(incident: Mapping[str, Any], most: int = 2) -> str:
+    """`vibration (62 %) and current (20 %)`: the leading drivers; the later ones only from a tenth of the score on."""
+    drivers = [d for i, d in enumerate(incident["drivers"] or []) if i == 0 or (i < most and d["share"] >= 0.1)]
+    return listing([f"{feature_label(d['feature'])} ({percent(d['share'])})" for d in drivers])
+
+
+def incident_line(incident: Mapping[str, Any], dataset: Dataset, day: date) -> str:
+    """One incident in one line: who, when, and what drove it or that nothing came."""
+    when = stretch(incident["start"], incident["end"], dataset.tz, day)
+    if incident["kind"] == "silent":
+        return f"{who(incident)} sent nothing {when}"
+    drivers = drivers_in_words(incident)
+    return f"{who(incident)} {when}" + (f", driven by {drivers}" if drivers else "")
+
+
+def summary_line(dataset: Dataset, day: date, incidents: pl.DataFrame, steps: int | None = None) -> str:
+    """The night in one sentence: how many incidents, the most severe one, and how many fell silent.
+
+    `steps` is how many steps were scored, where that is known: a night without any is not called normal.
+    """
+    found = ranked(incidents)
+    anomalies = found.filter(pl.col("kind") != "silent")
+    silent = found.filter(pl.col("kind") == "silent")
+    place = f"on {day} in {dataset.name}"
+    quiet = _silence(silent, dataset, day)
+    if not anomalies.is_empty():
+        worst = incident_line(anomalies.row(0, named=True), dataset, day)
+        most = "the most severe, " if len(anomalies) > 1 else ""
+        return f"{count(len(anomalies), 'incident')} {place}: {most}{worst}{quiet}."
+    if steps == 0:
+        return f"Nothing was scored {place}: no valid step arrived, so this says nothing about what happened{quiet}."
+    scored = f": {count(steps, 'step')} scored, and none of them led to an incident" if steps else ""
+    return f"{'No anomaly' if quiet else 'Nothing abnormal'} {place}{scored}{quiet}."
+
+
+def _silence(silent: pl.DataFrame, dataset: Dataset, day: date) -> str:
+    if silent.is_empty():
+        return ""
+    if len(silent) == 1:
+        return f"; {incident_line(silent.row(0, named=True), dataset, day)}"
+    names = sorted({who(row) for row in silent.iter_rows(named=True)})
+    shown = names[:3] + ([count(len(names) - 3, "other")] if len(names) > 3 else [])
+    return f"; {listing(shown)} sent nothing for a while"

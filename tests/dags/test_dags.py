@@ -1,0 +1,118 @@
+"""The DAG files: what stands in Airflow for the datasets that are there."""
+
+import ast
+import shutil
+from typing import Any
+
+import pytest
+
+from tests.dags.conftest import HERE, SHIPPED, ReadDags
+
+KINDS = ("nightly", "train", "backfill")
+
+
+@pytest.fixture(scope="module")
+def shipped(read_dags: ReadDags) -> dict[str, Any]:
+    return read_dags(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The shipped datasets, one more that has a schedule, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("datasets") / "datasets"
+    shutil.copytree(SHIPPED, folder)
+    pumps = (folder / "pumps.yaml").read_text().replace("name: pumps", "name: fans", 1)
+    zoned = pumps.replace("zone: UTC", "zone: Europe/Berlin", 1)
+    (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\n')
+    (folder / "broken.yaml").write_text(pumps.replace("name: fans", "name: broken", 1).replace("entity:", "entty:", 1))
+    return read_dags(folder)
+
+
+def test_each_dataset_has_its_three_dags(shipped: dict[str, Any]) -> None:
+    """A YAML gives the DAGs NAME_nightly, NAME_train and NAME_backfill, and reading them raises no error."""
+    assert shipped["errors"] == {}
+    names = [path.stem for path in SHIPPED.glob("*.yaml")]
+    assert names
+    assert set(shipped["dags"]) == {f"{name}_{kind}" for name in names for kind in KINDS}
+
+
+def test_reading_dags_imports_nothing_heavy(shipped: dict[str, Any]) -> None:
+    """The DAG processor reads the files without Polars, TensorFlow, MLflow, Great Expectations or Delta Lake."""
+    assert shipped["heavy"] == []
+
+
+def test_every_dag_is_documented_owned_tagged_and_bounded(shipped: dict[str, Any]) -> None:
+    """Each DAG says what it does, whose it is and what it belongs to, and ends some time."""
+    for dag_id, dag in shipped["dags"].items():
+        name, kind = dag_id.rsplit("_", 1)
+        assert name in dag["doc"], dag_id
+        assert "{" not in dag["doc"].replace("{name}", "{"), dag_id
+        assert {"nightsift", name, kind} <= set(dag["tags"]), dag_id
+        assert dag["timeout"] > 0, dag_id
+        assert dag["catchup"] is False, dag_id
+    assert shipped["dags"]["pumps_nightly"]["owner"] == "reliability"
+
+
+def test_every_task_is_documented_owned_retried_and_bounded(shipped: dict[str, Any]) -> None:
+    """Each task has a text, an owner, retries with growing pauses, and a time limit."""
+    for dag_id, dag in shipped["dags"].items():
+        for task_id, task in dag["tasks"].items():
+            where = f"{dag_id}.{task_id}"
+            assert len(task["doc"]) > 20, where
+            assert task["owner"] == dag["owner"], where
+            assert task["retries"] >= 1, where
+            assert task["backoff"] > 1, where
+            assert task["delay"] > 0, where
+            assert 0 < task["timeout"] <= dag["timeout"], where
+
+
+def test_nightly_goes_from_ingest_to_notify(shipped: dict[str, Any]) -> None:
+    """The graph shows the steps of the night in order; scoring is mapped, in the GPU's queue and pool."""
+    tasks = shipped["dags"]["pumps_nightly"]["tasks"]
+    assert set(tasks) == {"ingest", "validate", "score", "incidents", "report", "notify"}
+    order = ["ingest", "validate", "score", "incidents", "report", "notify"]
+    assert all(before in tasks[after]["after"] for before, after in zip(order, order[1:], strict=False))
+    assert tasks["score"]["mapped"]
+    assert (tasks["score"]["queue"], tasks["score"]["pool"]) == ("gpu", "gpu")
+
+
+def test_a_failure_reaches_the_end_of_every_dag(shipped: dict[str, Any]) -> None:
+    """No task runs after a failed one, but for the backfill's check, which fails by itself where a day is missing."""
+    for dag_id, dag in shipped["dags"].items():
+        lenient = {task_id for task_id, task in dag["tasks"].items() if task["trigger_rule"] != "all_success"}
+        assert lenient == ({"check"} if dag_id.endswith("_backfill") else set()), dag_id
+        assert len(dag["leaves"]) == 1, dag_id
+
+
+def test_a_yaml_dropped_in_gives_its_dags(changed: dict[str, Any]) -> None:
+    """A new YAML needs nothing else: its three DAGs stand beside the others."""
+    assert {f"fans_{kind}" for kind in KINDS} <= set(changed["dags"])
+
+
+def test_the_schedule_of_the_yaml_runs_the_night(changed: dict[str, Any]) -> None:
+    """`schedule` is the nightly DAG's cron expression in the dataset's zone; without it the night runs on demand."""
+    fans, pumps = changed["dags"]["fans_nightly"], changed["dags"]["pumps_nightly"]
+    assert (fans["cron"], fans["zone"]) == ("30 2 * * *", "Europe/Berlin")
+    assert fans["timetable"] == "CronDataIntervalTimetable"
+    assert pumps["timetable"] == "NullTimetable"
+    assert changed["dags"]["fans_train"]["timetable"] == "NullTimetable"
+
+
+def test_a_broken_yaml_is_shown_and_takes_nothing_down(changed: dict[str, Any], shipped: dict[str, Any]) -> None:
+    """A YAML that cannot be read is an import error that names file, key and fix; all other DAGs are there."""
+    assert set(changed["errors"]) == {"datasets.py"}
+    message = changed["errors"]["datasets.py"]
+    assert "broken.yaml: entty: there is no such key; did you mean entity?" in message
+    assert set(shipped["dags"]) < set(changed["dags"])
+    assert not any(dag_id.startswith("broken_") for dag_id in changed["dags"])
+
+
+def test_dag_files_hold_wiring_only() -> None:
+    """No function in a DAG file is longer than 15 lines without its docstring."""
+    for file in (HERE.parents[1] / "dags").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                body = node.body[1:] if ast.get_docstring(node) else node.body
+                length = (body[-1].end_lineno or 0) - body[0].lineno + 1
+                assert length <= 15, f"{file.name}: {node.name} has {length} lines"
+

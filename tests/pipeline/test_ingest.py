@@ -1,0 +1,81 @@
+"""Every source row lands once, whatever the order, repetition and lateness of files."""
+
+import itertools
+from datetime import UTC, datetime
+
+import polars as pl
+import pytest
+
+from pipeline.errors import GateRefusedError
+from pipeline.ingest import ingest, place_in_days
+from pipeline.sources import read_file, list_files
+from tests.conftest import SENSOR, deliver, sensor_day, tables
+
+
+def test_a_file_lands_once_and_again_only_when_it_changed(make_workspace):
+    """A second ingest changes nothing; a changed file replaces what it brought."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "a")
+    first = ingest(ws)
+    assert (first.files, first.rows, first.days) == (1, 576, ["2026-01-05"])
+    version = ws.lake.version("landing")
+    assert ingest(ws).files == 0
+    assert ws.lake.version("landing") == version
+    deliver(ws, sensor_day(0).head(100), "a")
+    assert ingest(ws).rows == 100
+    assert len(tables(ws, "landing")["landing"]) == 100
+
+
+def test_the_order_in_which_files_come_does_not_matter(make_workspace):
+    """All orders of three files, one of them late rows of an earlier day, give the same landing."""
+    parts = {"b": sensor_day(1), "a": sensor_day(0).head(500), "late": sensor_day(0).tail(76)}
+    results = []
+    for n, order in enumerate(itertools.permutations(parts)):
+        ws = make_workspace(home=f"var{n}")
+        for name in order:
+            deliver(ws, parts[name], name)
+            ingest(ws)
+        results.append(tables(ws, "landing")["landing"])
+    assert all(result.equals(results[0]) for result in results)
+
+
+def test_good_files_land_even_when_one_is_broken(make_workspace):
+    """A truncated file is named in the error; the others are in."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "a")
+    file = deliver(ws, sensor_day(1), "b")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(GateRefusedError, match=r"b\.parquet"):
+        ingest(ws)
+    assert len(tables(ws, "landing")["landing"]) == 576
+
+
+def test_rows_in_the_future_land_with_a_problem_on_the_last_good_day(make_workspace):
+    """A date in 2099 is a problem of its row, not a partition that no night ever sees."""
+    ws = make_workspace()
+    rows = sensor_day(0).head(3).with_columns(
+        time=pl.Series([datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 4, tzinfo=UTC),
+                        datetime(2099, 1, 1, tzinfo=UTC)]).cast(pl.Datetime("us", "UTC")))  # fmt: skip
+    deliver(ws, rows, "a")
+    ingest(ws)
+    landed = tables(ws, "landing")["landing"].sort("source_row")
+    assert landed["day"].cast(pl.String).to_list() == ["2026-01-05", "2026-01-04", "2026-01-05"]
+    assert landed["problems"].to_list() == [[], [], ["event_time: 2099-01-01 00:00:00 is in the future"]]
+
+
+def test_a_file_without_any_usable_time_is_refused(make_workspace):
+    """The error names the file and the column."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0).with_columns(time=pl.lit(None, dtype=pl.Datetime("us", "UTC"))), "a")
+    with pytest.raises(GateRefusedError, match=r"a\.parquet.*'?time'?"):
+        ingest(ws)
+
+
+def test_a_day_is_a_day_in_the_datasets_zone(make_workspace):
+    """23:30 UTC belongs to the next day in Berlin."""
+    ws = make_workspace(SENSOR + "zone: Europe/Berlin\n")
+    deliver(ws, sensor_day(0), "a")
+    (file,) = list_files(ws.dataset, ws.home)
+    placed = place_in_days(read_file(ws.dataset, file), ws.dataset, "a")
+    late = placed.filter(pl.col("event_time") == datetime(2026, 1, 5, 23, 30, tzinfo=UTC))
+    assert late["day"].cast(pl.String).unique().to_list() == ["2026-01-06"]

@@ -1,0 +1,93 @@
+"""A day of a table is replaced as a whole, by one writer at a time, and what readers see is never half of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from datetime import date
+
+import polars as pl
+import pytest
+
+from pipeline.lake import Lake, quote
+
+DAY, OTHER = date(2026, 1, 5), date(2026, 1, 6)
+SCHEMA = {"entity": pl.String, "value": pl.Float64}
+
+
+@pytest.fixture
+def lake(tmp_path):
+    return Lake(str(tmp_path / "lake"), "demo")
+
+
+def frame(*values):
+    return pl.DataFrame({"entity": ["a"] * len(values), "value": [float(v) for v in values]}, schema=SCHEMA)
+
+
+def values(lake, first=None, last=None):
+    return sorted(lake.scan("clean", SCHEMA, first, last).collect()["value"].to_list())
+
+
+def test_a_table_that_does_not_exist_is_empty(lake):
+    """Reading before the first write gives the declared columns and no rows."""
+    found = lake.scan("clean", SCHEMA).collect()
+    assert found.columns == ["day", "entity", "value"]
+    assert len(found) == 0
+    assert lake.version("clean") == -1
+
+
+def test_replace_touches_its_own_day_only_and_is_one_commit(lake):
+    """Another day keeps its rows; the same day has the new ones only."""
+    lake.replace("clean", DAY, frame(1, 2))
+    lake.replace("clean", OTHER, frame(3))
+    before = lake.version("clean")
+    lake.replace("clean", DAY, frame(4))
+    assert lake.version("clean") == before + 1
+    assert values(lake) == [3.0, 4.0]
+    assert values(lake, OTHER, OTHER) == [3.0]
+    lake.replace("clean", DAY, frame())
+    assert values(lake) == [3.0]
+
+
+def test_where_narrows_what_is_replaced(lake):
+    """Only the rows of the day that match are replaced, also with a quote in the value."""
+    both = pl.DataFrame({"entity": ["a", "o'b"], "value": [1.0, 2.0]})
+    lake.replace("clean", DAY, both)
+    lake.replace("clean", DAY, both.filter(pl.col("entity") == "o'b"), where=f"entity = {quote(chr(39).join('ob'))}")
+    assert values(lake) == [1.0, 2.0]
+
+
+def test_a_column_declared_later_reads_as_null_in_old_rows(lake):
+    """A feature added to the YAML does not make old partitions unreadable."""
+    lake.replace("clean", DAY, frame(1))
+    lake.replace("clean", OTHER, frame(2).with_columns(extra=pl.lit(5.0)))
+    found = lake.scan("clean", {**SCHEMA, "extra": pl.Float64}).sort("value").collect()
+    assert found["extra"].to_list() == [None, 5.0]
+
+
+@pytest.mark.parametrize("same_day", [True, False])
+def test_writers_at_once_leave_the_result_of_whole_writes(lake, same_day):
+    """Of eight writers at once, all end; each day holds what exactly one of them wrote."""
+    days = [DAY if same_day else date(2026, 1, 5 + n) for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: lake.replace("clean", days[n], frame(n, n, n)), range(8)))
+    for day in set(days):
+        found = values(lake, day, day)
+        assert len(found) == 3
+        assert len(set(found)) == 1
+
+
+def test_landed_tells_sources_and_digests_from_metadata(lake):
+    """Each source file's digest and row count per day are known without reading rows."""
+    rows = pl.DataFrame({"day": [DAY, DAY, OTHER], "source": ["o'x y.csv"] * 3, "source_digest": ["d" * 32] * 3})
+    lake.replace_source(rows, "o'x y.csv")
+    found = lake.landed().sort("day")
+    assert found.rows() == [(DAY, "o'x y.csv", "d" * 32, 2), (OTHER, "o'x y.csv", "d" * 32, 1)]
+    lake.replace_source(rows.head(1), "o'x y.csv")
+    assert lake.landed().rows() == [(DAY, "o'x y.csv", "d" * 32, 1)]
+
+
+def test_staged_results_are_whole_and_removed_together(lake):
+    """What is staged is read back; what was never staged is None; unstaging removes the folder."""
+    lake.stage("2026-01-05/x/0-of-2", frame(1))
+    assert lake.staged("2026-01-05/x/0-of-2").equals(frame(1))
+    assert lake.staged("2026-01-05/x/1-of-2") is None
+    lake.unstage("2026-01-05/x")
+    assert lake.staged("2026-01-05/x/0-of-2") is None

@@ -1,0 +1,212 @@
+"""Bytes become rows; a line that is no row keeps its place, a file that is no file is refused."""
+
+import gzip
+import io
+import json
+import math
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.canonical import Rows
+from pipeline.errors import GateRefusedError
+from pipeline.parsing import parse
+
+HEADER = "pump,time,flow\n"
+NEEDED = ["pump", "time", "flow"]
+
+
+def csv(text: str | bytes, needed: list[str] | None = None) -> Rows:
+    return parse(text if isinstance(text, bytes) else text.encode(), "csv", "f.csv", needed or NEEDED)
+
+
+def ndjson(*lines: str) -> Rows:
+    return parse("\n".join(lines).encode(), "ndjson", "f.ndjson", NEEDED)
+
+
+def parquet(frame: pl.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def test_csv_cells_are_text_and_empty_cells_null() -> None:
+    """Nothing is inferred from a CSV: every cell is its text."""
+    rows = csv(HEADER + 'a,1,\n"b, c",,"2.50"\n')
+    assert rows.frame.rows() == [("a", "1", None), ("b, c", None, "2.50")]
+    assert rows.trouble.null_count() == 2
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "\ufeff" + HEADER + "a,1,2\n",
+        HEADER.replace("\n", "\r\n") + "a,1,2\r\n",
+        "\n\n" + HEADER + "\n\na,1,2\n\n",
+        HEADER + "a,1,2",
+        (HEADER + "a,1,2\n").replace(",", ";"),
+        (HEADER + "a,1,2\n").replace(",", "\t"),
+        gzip.compress((HEADER + "a,1,2\n").encode()),
+    ],
+)
+def test_csv_of_every_make_is_read(data: str | bytes) -> None:
+    """Byte order mark, Windows line ends, empty lines, no last line end, other separators, gzip."""
+    rows = csv(data)
+    assert rows.frame.columns == NEEDED
+    assert rows.frame.rows() == [("a", "1", "2")]
+
+
+@pytest.mark.parametrize("data", [HEADER, HEADER.strip(), HEADER + "\n\r\n"])
+def test_csv_with_a_header_only_has_no_rows(data: str) -> None:
+    """A header without rows is a file without rows, not an error."""
+    assert csv(data).frame.columns == NEEDED
+    assert csv(data).frame.height == 0
+
+
+def test_ragged_csv_lines_keep_their_place_their_cells_and_their_text() -> None:
+    """Too few and too many fields are told, and nothing shifts or is lost."""
+    rows = csv(HEADER + "a,1,2\nb,1\n\nc,1,2,9,9\nd,1,2\n")
+    assert rows.frame.rows() == [("a", "1", "2"), ("b", "1", None), ("c", "1", "2"), ("d", "1", "2")]
+    assert rows.trouble.to_list() == [
+        None, "the line has 2 fields, the header has 3", "the line has 5 fields, the header has 3", None,
+    ]  # fmt: skip
+    assert rows.lines.to_list() == [None, "b,1", "c,1,2,9,9", None]
+
+
+def test_a_csv_in_which_every_line_is_ragged_has_all_its_lines() -> None:
+    """Not one line can be read as a row, and each is still there."""
+    rows = csv(HEADER + "a\nb,1,2,3\n")
+    assert rows.trouble.null_count() == 0
+    assert rows.lines.to_list() == ["a", "b,1,2,3"]
+
+
+def test_an_unclosed_quote_costs_its_own_line_only() -> None:
+    """A quote that swallows the rest of the file is told, and the lines behind it are rows."""
+    rows = csv(HEADER + 'a,1,2\n"b,1,2\n' + "c,1,2\n" * 1000)
+    assert rows.frame.height == 1002
+    assert rows.trouble.is_not_null().arg_true().to_list() == [1]
+    assert rows.trouble[1] == "the line has a quote that is never closed"
+    assert rows.lines[1] == '"b,1,2'
+    assert rows.frame.row(1001) == ("c", "1", "2")
+
+
+def test_a_quoted_line_break_is_part_of_its_cell() -> None:
+    """A well-formed row may span lines, and the numbering of ragged rows counts it once."""
+    rows = csv(HEADER + '"a\nb",1,2\nc,1\nd,1,2\n')
+    assert rows.frame["pump"].to_list() == ["a\nb", "c", "d"]
+    assert rows.trouble.is_not_null().to_list() == [False, True, False]
+
+
+def test_a_very_long_field_is_no_crash() -> None:
+    """Also where lines are read one by one, which has a limit to a field."""
+    rows = csv(HEADER + f'a,1,2\n"b,1,2\n{"x" * 200_000},1,2\n')
+    assert rows.frame.height == 3
+    assert rows.lines.is_not_null().to_list() == [False, True, True]
+
+
+def test_a_doubled_column_is_refused_only_where_it_is_needed() -> None:
+    """Which of two `flow` columns is meant cannot be told; two nameless columns do not matter."""
+    with pytest.raises(GateRefusedError, match=r"f\.csv.*'flow' twice"):
+        csv("pump,time,flow,flow\na,1,2,3\n")
+    assert csv("pump,time,flow,,\na,1,2,3,4\n").frame.select(NEEDED).rows() == [("a", "1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("data", "form", "words"),
+    [
+        (b"", "csv", "is empty"),
+        (b"", "parquet", "is empty"),
+        (b"", "ndjson", "is empty"),
+        (b" \n\n", "csv", "no line of text"),
+        (b"\n", "ndjson", "no line of text"),
+        (gzip.compress(b""), "csv", "no line of text"),
+        (b"pump,time,flow\n\xff\xfe,1,2\n", "csv", "not UTF-8"),
+        ("pump\n".encode("utf-16"), "csv", "not UTF-8"),
+        (gzip.compress(HEADER.encode() * 999)[:-9], "csv", "not a whole gzip"),
+        (b"\x1f\x8b\x08garbage garbage", "csv", "not a whole gzip"),
+        (b"pump,time,flow\n", "parquet", "not a whole Parquet"),
+    ],
+)
+def test_what_is_no_file_of_its_kind_is_refused(data: bytes, form: str, words: str) -> None:
+    """One sentence names the file and what to do."""
+    with pytest.raises(GateRefusedError, match=rf"f\.x .*{words}.*(deliver|convert)"):
+        parse(data, form, "f.x")
+
+
+def test_a_parquet_file_cut_off_anywhere_is_refused() -> None:
+    """An upload that broke off is told at every length."""
+    data = parquet(pl.DataFrame({"pump": ["a", "b"] * 50, "flow": [1.0, 2.0] * 50}))
+    assert parse(data, "parquet", "f.x").frame.height == 100
+    for length in range(1, len(data), 7):
+        with pytest.raises(GateRefusedError, match="not a whole Parquet"):
+            parse(data[:length], "parquet", "f.x")
+
+
+def test_ndjson_values_are_text_and_absent_keys_null() -> None:
+    """Numbers, texts and truth values alike; what the dataset does not name stays in the line."""
+    rows = ndjson('{"pump": 7, "time": "t", "flow": 1.50, "more": [1]}', "", '{"pump": "b", "flow": true}\r')
+    assert rows.frame.rows() == [("7", "t", "1.5"), ("b", None, "true")]
+    assert json.loads(rows.lines[0])["more"] == [1]
+
+
+@pytest.mark.parametrize("line", ["nope", '{"pump": "b"', "[1]", "3", "null", '{"pump": 1} {"pump": 2}', "{'pump': 1}"])
+def test_a_line_that_is_no_json_object_keeps_its_place_and_text(line: str) -> None:
+    """The lines around it are read."""
+    rows = ndjson('{"pump": "a", "flow": 0.1}', line, '{"pump": "c", "time": "t", "flow": NaN}')
+    assert rows.frame["pump"].to_list() == ["a", None, "c"]
+    assert rows.frame["flow"].to_list() == ["0.1", None, "NaN"]
+    assert rows.trouble.is_not_null().to_list() == [False, True, False]
+    assert rows.lines[1] == line
+
+
+def test_an_ndjson_key_that_no_line_has_is_a_missing_column() -> None:
+    """A key that is null in every line is there; a key that no line has is not."""
+    assert ndjson('{"pump": "a", "time": "t", "flow": null}').frame.columns == NEEDED
+    assert ndjson('{"pump": "a", "time": "t"}').frame.columns == ["pump", "time"]
+
+
+def test_without_needed_columns_every_column_is_read() -> None:
+    """What a look at unknown data needs."""
+    assert parse(b'{"a": 1}\n{"b": 2}\n', "ndjson", "f").frame.columns == ["a", "b"]
+    assert parse(b"a;b\n1;2\n", "csv", "f").frame.columns == ["a", "b"]
+
+
+cell = st.text(st.characters(exclude_characters="\x00\r", codec="utf-8"), max_size=6)
+
+
+@given(st.lists(st.tuples(cell, cell, cell), min_size=1, max_size=8))
+def test_csv_gives_back_what_was_written(table: list[tuple[str, str, str]]) -> None:
+    """Law: any text in any cell, quoted as CSV asks, is read as itself, in order; empty text is null."""
+    frame = pl.DataFrame(table, schema=NEEDED, orient="row")
+    rows = csv(frame.write_csv(quote_style="always"))
+    assert rows.frame.rows() == [tuple(text or None for text in row) for row in table]
+    assert rows.trouble.null_count() == len(table)
+
+
+value = st.none() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | cell
+
+
+@given(st.lists(st.tuples(cell, value), min_size=1, max_size=8), st.booleans())
+def test_ndjson_gives_back_what_was_written(table: list[tuple[str, Any]], broken: bool) -> None:
+    """Law: any value is read as its text, on the way with and on the way without a broken line in the file."""
+    lines = [json.dumps({"pump": name, "time": "t", "flow": flow}) for name, flow in table]
+    frame = ndjson(*lines, *(["{"] if broken else [])).frame.head(len(table))
+    assert frame["pump"].to_list() == [name for name, _ in table]
+    for (_, flow), text in zip(table, frame.get_column("flow", default=pl.Series([None] * 99)), strict=False):
+        if isinstance(flow, float):
+            assert math.isclose(float(text), flow, rel_tol=0, abs_tol=0)
+        else:
+            assert text == (None if flow is None else str(flow))
+
+
+@given(st.binary(max_size=200), st.sampled_from(["csv", "ndjson", "parquet"]))
+def test_no_bytes_crash_a_parser(data: bytes, form: str) -> None:
+    """Law: any bytes are rows or are refused with a sentence."""
+    try:
+        rows = parse(data, form, "f.x", ["a"])
+    except GateRefusedError:
+        return
+    assert rows.frame.height == rows.trouble.len() == rows.lines.len()

@@ -1,0 +1,418 @@
+"""The nightly report: what it says, that it says it safely, and that it says the same twice."""
+
+import html.parser
+import re
+import time
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline.config import Dataset, Home
+from pipeline.errors import NightsiftError
+from pipeline.lake import Lake
+from pipeline.report import MOST_CARDS, join_scores, read_facts, render_report, summarise, surroundings, write_report
+from pipeline.state import State, write_state
+from pipeline.tables import clean_schema, incidents_schema, quarantine_schema, scores_schema
+from pipeline.workspace import Workspace
+
+DAY = date(2026, 3, 25)
+NASTY = "<script>alert(1)</script>"
+VOID = {"meta", "br", "rect", "path", "input", "hr", "img", "link"}
+
+
+def pumps(**changes) -> Dataset:
+    fields = {
+        "name": "pumps", "kind": "sensor", "source": {"path": "x.parquet"}, "entity": "pump", "event_time": "time",
+        "cadence": "5m", "description": "Water pumps",
+        "features": [{"name": "flow", "unit": "m3/h", "max": 400}, {"name": "vibration", "unit": "mm/s"}],
+    }  # fmt: skip
+    return Dataset(**{**fields, **changes})
+
+
+def cards(**changes) -> Dataset:
+    fields = {
+        "name": "cards", "kind": "transaction", "source": {"path": "x.csv"}, "entity": "card", "event_time": "time",
+        "features": [{"name": "amount", "unit": "EUR", "min": 0, "log": True}, {"name": "shop", "type": "categorical"}],
+        "sequence_features": [{"name": "since_last", "kind": "time_since_last"},
+                              {"name": "count_1h", "kind": "rolling_count", "over": "1h"}],
+    }  # fmt: skip
+    return Dataset(**{**fields, **changes})
+
+
+def at(text: str) -> datetime:
+    return datetime.fromisoformat(f"{DAY}T{text}").replace(tzinfo=UTC)
+
+
+def incident(entity: str, start: datetime, end: datetime, *drivers: tuple, severity: float = 2.0, **changes) -> dict:
+    names = ("feature", "share", "observed", "expected")
+    row = {
+        "day": DAY, "incident_id": f"{entity} {start}", "entity": entity, "start": start, "end": end,
+        "peak_time": start, "peak_score": 5.0 * severity, "threshold": 5.0, "p_value": 2e-5, "severity": severity,
+        "steps": 3, "drivers": [dict(zip(names, driver, strict=True)) for driver in drivers], "kind": "anomaly",
+        "detector_version": "7-abc",
+    }  # fmt: skip
+    return row | changes
+
+
+def silence(entity: str, start: datetime, end: datetime) -> dict:
+    nothing = dict.fromkeys(("peak_score", "threshold", "p_value", "severity", "drivers", "detector_version"))
+    return incident(entity, start, end) | {"kind": "silent", "steps": 0} | nothing
+
+
+def table(rows: list[dict], schema: dict) -> pl.DataFrame:
+    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
+
+
+def readings(dataset: Dataset, entities: list[str], days: int = 2) -> pl.DataFrame:
+    """Clean and scored rows in one frame: quiet signals, but for vibration from 14:00 to 15:00 in the first entity."""
+    start = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC) - timedelta(days=days - 1)
+    moments = [start + dataset.cadence * i for i in range(int(timedelta(days=days) / dataset.cadence))]
+    high = np.array([at("14:00") <= t <= at("15:00") for t in moments])
+    frames = []
+    for number, entity in enumerate(entities):
+        bad = high & (number == 0)
+        wave = np.sin(np.arange(len(moments)) / 20)
+        frames.append(pl.DataFrame({
+            "entity": entity, "event_time": moments, "flow": 100 + wave, "vibration": 3 + wave / 10 + 12 * bad,
+            "score": 1 + wave / 2 + 9 * bad, "p_value": 0.3, "threshold": 5.0, "is_anomaly": bad,
+            "expected_flow": 100.0, "expected_vibration": 3.0, "observed_flow": 100 + wave,
+            "observed_vibration": 3 + wave / 10 + 12 * bad, "contribution_flow": 0.38, "contribution_vibration": 0.62,
+            "detector_version": "7-abc",
+        }))  # fmt: skip
+    frame = pl.concat(frames).with_columns(pl.col("event_time").dt.cast_time_unit("us"))
+    return frame.with_columns(pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date().alias("day"))
+
+
+def fill(ws: Workspace, rows: pl.DataFrame, incidents: list[dict], quarantine: list[dict] = (), warnings=()) -> None:  # type: ignore[assignment]
+    """Write what a night leaves: its tables and the states of its steps."""
+    for (day,), part in rows.group_by("day", maintain_order=True):
+        ws.lake.replace("clean", day, part.select(list(clean_schema(ws.dataset))))
+    ws.lake.replace("scores", DAY, rows.filter(day=DAY).select(list(scores_schema(ws.dataset))))
+    ws.lake.replace("incidents", DAY, table(incidents, incidents_schema()))
+    ws.lake.replace("quarantine", DAY, table(list(quarantine), quarantine_schema(ws.dataset)))
+    clean = len(rows.filter(day=DAY))
+    counts = {
+        "rows_in": clean + len(quarantine) + 4, "rows_clean": clean, "rows_quarantined": len(quarantine),
+        "rows_duplicate": 4, "warnings": list(warnings),
+    }  # fmt: skip
+    write_state(ws, State(DAY, "validate", "i", "c", counts=counts))
+    write_state(ws, State(DAY, "incidents", "i", "c", "7-abc", {}))
+
+
+def workspace(tmp_path: Path, dataset: Dataset) -> Workspace:
+    return Workspace(dataset, Home(tmp_path), Lake(str(tmp_path / "lake"), dataset.name))
+
+
+VIBRATION = ("vibration", 0.62, 15.1, 3.0)
+FLOW = ("flow", 0.38, 100.4, 100.0)
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Workspace:
+    """Two pumps with one incident, one silent pump, and rows in quarantine."""
+    ws = workspace(tmp_path, pumps())
+    found = [
+        incident("pump-1", at("14:00"), at("15:00"), VIBRATION, FLOW, steps=13),
+        silence("pump-3", at("06:10"), at("00:00") + timedelta(days=1)),
+    ]
+    bad = [
+        {"day": DAY, "entity": "pump-2", "event_time": at("03:00"), "flow": 812.5 + i, "source": "a.parquet",
+         "source_digest": "d", "source_row": i, "problems": [], "reasons": [f"flow: {812.5 + i} is above 400 m3/h"]}
+        for i in range(5)
+    ]  # fmt: skip
+    fill(ws, readings(ws.dataset, ["pump-1", "pump-2"]), found, bad, ["warning: flow: 99.00% of the rows pass"])
+    return ws
+
+
+class Outline(html.parser.HTMLParser):
+    """Checks that tags close in order; collects tags, attributes and the visible text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words, self.ids = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        self.ids += [value for name, value in attrs if name == "id"]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).replace("\N{NO-BREAK SPACE}", " ").split())
+
+
+def page_of(ws: Workspace) -> Outline:
+    return Outline(write_report(ws, DAY).read_text(encoding="utf-8"))
+
+
+def test_report_tells_what_happened_why_and_how_sure(night: Workspace) -> None:
+    """The page names entity, time with zone, drivers with values and shares, the score and how rare it is."""
+    text = page_of(night).text
+    for part in (
+        "1 incident on 2026-03-25 in pumps: pump-1 from 14:00 to 15:00 UTC, driven by vibration (62 %) and flow (38 %)",
+        "13 anomalous readings. At the peak, vibration was 15.1 mm/s where 3 mm/s was expected.",
+        "peak score 10 at 14:00 UTC, 2 × the threshold of 5",
+        "a score this high comes about once in 50,000 normal steps",
+        "pump-3 from 06:10 to 24:00 UTC 17 h 50 min",
+        "warning: flow: 99.00% of the rows pass",
+        "Detector 7-abc",
+    ):
+        assert part in text
+
+
+def test_report_counts_the_night(night: Workspace) -> None:
+    """Rows, entities, steps, share and false alarms are those of the tables."""
+    figures = dict(re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", write_report(night, DAY).read_text()))
+    assert figures == {
+        "rows in": "585", "clean": "576", "quarantined": "5", "duplicates left out": "4", "entities": "2",
+        "steps scored": "576", "steps anomalous": "2 %", "false alarms promised per entity-day, at most": "0.05",
+        "incidents per entity-day": "0.5",
+    }  # fmt: skip
+
+
+def test_quarantine_is_shown_by_kind_of_reason_with_examples(night: Workspace) -> None:
+    """Reasons that differ in the value alone are one group, with the first rows as examples."""
+    page = page_of(night)
+    assert "5 rows : flow: … is above 400 m3/h" in page.text
+    assert "a.parquet, row 1: entity=pump-2, event_time=2026-03-25 03:00:00" in page.text
+    assert "flow: 812.5 is above 400 m3/h" in page.text
+    assert "flow: 815.5 is above" not in page.text  # the fourth example
+
+
+def test_charts_show_observed_expected_incident_and_threshold(night: Workspace) -> None:
+    """One panel a driver and one for the score, each an SVG with a title that is read out."""
+    text = write_report(night, DAY).read_text()
+    figures = re.findall(r"<figure.*?</figure>", text, re.S)
+    assert len(figures) == 1
+    assert figures[0].count("<svg") == 3
+    assert figures[0].count('class="expected" d="M') == 2
+    assert figures[0].count('class="threshold"') == 1
+    assert "vibration of pump-1: at the peak 15.1\N{NO-BREAK SPACE}mm/s observed" in figures[0]
+    titles = re.findall(r'aria-labelledby="([^"]+)"><title id="([^"]+)"', figures[0])
+    assert len(titles) == 3
+    assert all(label == title for label, title in titles)
+
+
+def test_a_second_report_is_the_same_bytes(night: Workspace) -> None:
+    """Nothing of the run is in the page: no clock, no run id, and no temporary file is left beside it."""
+    page = write_report(night, DAY)
+    first = page.read_bytes()
+    assert write_report(night, DAY).read_bytes() == first
+    assert [file.name for file in page.parent.iterdir()] == ["2026-03-25.html"]
+    assert page == night.home.reports / "pumps" / "2026-03-25.html"
+
+
+def test_the_order_of_rows_changes_nothing(night: Workspace) -> None:
+    """The same facts in another order of rows give the same page."""
+    facts = read_facts(night, DAY)
+    shuffled = replace(facts, incidents=facts.incidents.reverse())
+    assert render_report(shuffled) == render_report(facts)
+
+
+def test_page_loads_nothing_and_runs_nothing(night: Workspace) -> None:
+    """No script, no address, no source but what stands in the file; the page forbids the rest to itself."""
+    text = write_report(night, DAY).read_text()
+    page = Outline(text)
+    assert {"script", "link", "img", "iframe", "object"}.isdisjoint(page.tags)
+    assert not [value for name, value in page.attributes if name == "src" or name.startswith("on")]
+    assert all(value.startswith("#") for name, value in page.attributes if name == "href")
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    assert not re.search(r"//|url\(|@import", text)
+
+
+def test_page_is_sound_html(night: Workspace) -> None:
+    """Tags close in order, ids are unique, every link inside the page has its goal, tables have headers."""
+    page = page_of(night)
+    assert len(set(page.ids)) == len(page.ids)
+    assert {value[1:] for name, value in page.attributes if name == "href"} <= set(page.ids)
+    assert page.tags.count("table") == page.tags.count("thead")
+    assert page.tags.count("h1") == 1
+
+
+def shop_night(tmp_path: Path) -> Workspace:
+    """A card with quiet payments over three days and a burst at a nasty shop; everything named by data is nasty."""
+    ws = workspace(tmp_path, cards(description=NASTY))
+    times = [at("12:00") - timedelta(hours=7 * i) for i in range(8, 0, -1)]
+    times += [at("12:00") + timedelta(minutes=2 * i) for i in range(3)]
+    burst = [t >= at("12:00") for t in times]
+    rows = pl.DataFrame({
+        "day": [t.date() for t in times], "entity": NASTY, "event_time": times,
+        "amount": [2000.5 if b else 20.0 for b in burst], "shop": [NASTY if b else "grocer" for b in burst],
+        "score": [12.0 if b else 1.0 for b in burst], "p_value": 1e-7, "threshold": 5.0, "is_anomaly": burst,
+        "detector_version": "7-abc",
+        **{f"{what}_{c}": 1.5 for what in ("observed", "expected", "contribution") for c in ws.dataset.channels},
+    }).with_columns(pl.col("event_time").dt.cast_time_unit("us"))  # fmt: skip
+    drivers = (("amount", 0.5, 2000.5, 21.0), ("shop", 0.3, 4.605, 1.386), ("since_last", 0.15, 120.0, 25200.0),
+               ("count_1h", 0.05, 1.0, 1.2))  # fmt: skip
+    found = [incident(NASTY, at("12:00"), at("12:04"), *drivers, p_value=1e-7)]
+    bad = [{"day": DAY, "source": NASTY, "source_row": 0, "raw": NASTY, "problems": [NASTY], "reasons": [NASTY]}]
+    fill(ws, rows, found, bad, [NASTY])
+    return ws
+
+
+def test_all_that_comes_from_data_is_escaped(tmp_path: Path) -> None:
+    """A name that is a script is shown as text: in summary, tables, charts, quarantine and warnings."""
+    text = write_report(shop_night(tmp_path), DAY).read_text()
+    page = Outline(text)
+    assert NASTY not in text
+    assert "script" not in page.tags
+    assert page.text.count(NASTY) >= 8
+
+
+def test_events_are_dots_in_order_with_their_categories(tmp_path: Path) -> None:
+    """A transaction's chart has a dot for each event, categories on their own heights, and values in words."""
+    text = write_report(shop_night(tmp_path), DAY).read_text()
+    page = Outline(text).text
+    assert "a category of 1 %" in page
+    assert "25 %" in page
+    assert "2,000" in page
+    assert "7 h" in page  # since_last, expected
+    assert "1 event" in page
+    assert "less than once in a million normal steps" in page
+    amount = re.search(r'<path class="observed" d="([^"]+)"', text)
+    assert amount is not None
+    assert amount[1].count("M") == 11
+    assert "L" not in amount[1]
+    assert ">grocer</span>" in text
+
+
+def test_a_day_in_another_zone_is_told_in_that_zone(tmp_path: Path) -> None:
+    """Times are the dataset's; where clocks change within the incident, each time names its offset."""
+    ws = workspace(tmp_path, pumps(zone="Europe/Berlin"))
+    day = date(2026, 3, 29)  # 02:00 CET becomes 03:00 CEST
+    start, end = datetime(2026, 3, 29, 0, 30, tzinfo=UTC), datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+    ws.lake.replace("incidents", day, table([incident("pump-1", start, end, VIBRATION)], incidents_schema()))
+    counts = {"rows_in": 0, "rows_clean": 0, "rows_quarantined": 0, "rows_duplicate": 0, "warnings": []}
+    write_state(ws, State(day, "validate", "i", "c", counts=counts))
+    write_state(ws, State(day, "incidents", "i", "c", "7-abc", {}))
+    text = Outline(write_report(ws, day).read_text()).text
+    assert "pump-1 from 01:30 CET to 03:30 CEST Europe/Berlin (1 h)" in text
+    assert "Sunday 2026-03-29" in text
+
+
+def test_a_quiet_night_says_so_and_a_night_without_data_does_not(tmp_path: Path) -> None:
+    """Nothing abnormal is only said of steps that were scored."""
+    ws = workspace(tmp_path, pumps())
+    rows = readings(ws.dataset, ["pump-2"])
+    fill(ws, rows.with_columns(is_anomaly=False), [])
+    assert "Nothing abnormal on 2026-03-25 in pumps: 288 steps scored" in page_of(ws).text
+    fill(ws, rows.with_columns(is_anomaly=False), [silence("(all)", at("00:00"), at("00:00") + timedelta(days=1))])
+    ws.lake.replace("scores", DAY, rows.clear().select(list(scores_schema(ws.dataset))))
+    text = page_of(ws).text
+    assert "Nothing was scored on 2026-03-25 in pumps" in text
+    assert "the whole source sent nothing from 00:00 to 24:00 UTC" in text
+    assert "Nothing abnormal" not in text
+
+
+def test_a_day_that_was_not_done_is_refused(tmp_path: Path) -> None:
+    """Without the incidents step there is no report, and the message says what to run."""
+    ws = workspace(tmp_path, pumps())
+    with pytest.raises(NightsiftError, match=r"nightsift score pumps --from 2026-03-25 --to 2026-03-26"):
+        write_report(ws, DAY)
+    assert not ws.home.reports.exists()
+
+
+def test_a_report_that_cannot_be_written_says_why(night: Workspace) -> None:
+    """The sentence names the file; nothing half written stays behind."""
+    page = night.home.reports / "pumps" / f"{DAY}.html"
+    page.mkdir(parents=True)
+    with pytest.raises(NightsiftError, match=r"2026-03-25\.html could not be written"):
+        write_report(night, DAY)
+    assert list(page.parent.iterdir()) == [page]
+    page.rmdir()
+    page.parent.rmdir()
+    page.parent.write_text("a file where the folder should be")
+    with pytest.raises(NightsiftError, match=r"2026-03-25\.html could not be written"):
+        write_report(night, DAY)
+
+
+def test_a_busy_night_stays_small_and_fast(tmp_path: Path) -> None:
+    """500 incidents in 5 entities: under 10 s and 5 MB, charts for the most severe alone, all of them in the table."""
+    ws = workspace(tmp_path, pumps(cadence="1m"))
+    names = [f"pump-{i}" for i in range(5)]
+    found = [
+        incident(names[i % 5], at("00:00") + timedelta(minutes=2 * i), at("00:00") + timedelta(minutes=2 * i + 300),
+                 VIBRATION, FLOW, severity=1 + i / 100)
+        for i in range(500)
+    ]  # fmt: skip
+    fill(ws, readings(ws.dataset, names), found)
+    begin = time.perf_counter()
+    page = write_report(ws, DAY)
+    took = time.perf_counter() - begin
+    text = page.read_text()
+    assert took < 10
+    assert len(text.encode()) < 5_000_000
+    assert text.count("<figure") == MOST_CARDS
+    severities = [float(value) for value in re.findall(r'<td class="n">([\d.]+)\N{NO-BREAK SPACE}×</td>', text)]
+    assert len(severities) == 500
+    assert severities == sorted(severities, reverse=True)
+
+
+def test_context_comes_from_clean_where_a_day_was_never_scored(night: Workspace) -> None:
+    """The day before was not scored: its readings are in the chart's rows, without expectation or score."""
+    rows = read_facts(night, DAY).around
+    before = rows.filter(pl.col("event_time") < at("00:00"))
+    assert before.height > 0
+    assert before["observed_flow"].null_count() == 0
+    assert before["score"].null_count() == before.height
+    assert rows.filter(pl.col("event_time") >= at("00:00"))["score"].null_count() == 0
+    assert rows["entity"].unique().to_list() == ["pump-1"]
+
+
+def test_events_at_one_moment_keep_their_own_scores() -> None:
+    """Two payments of a card in the same second are matched to their scores one to one, in scoring's order."""
+    dataset = cards()
+    clean = pl.DataFrame({"entity": ["a"] * 3, "event_time": [at("01:00"), at("01:00"), at("02:00")],
+                          "amount": [7.0, 3.0, 5.0], "shop": ["x", "y", "z"]})  # fmt: skip
+    clean = clean.with_columns(pl.col("event_time").dt.cast_time_unit("us"))
+    ordered = clean.sort("entity", "event_time", "amount")
+    expected = {f"expected_{name}": pl.lit(0.0) for name in dataset.channels}
+    scores = ordered.select("entity", "event_time", score="amount", is_anomaly=pl.lit(False), **expected)
+    joined = join_scores(clean, scores, dataset)
+    assert joined["observed_amount"].to_list() == joined["score"].to_list() == [3.0, 7.0, 5.0]
+    assert joined["observed_since_last"].to_list() == pytest.approx([None, 0.0, 3600.0])
+    assert joined["observed_count_1h"].to_list() == pytest.approx([2.0, 2.0, 1.0])
+
+
+def test_surroundings_reach_as_far_as_the_incident_is_long() -> None:
+    """A sensor's chart shows at least 45 readings on each side, and no more than 6 hours."""
+    rows = readings(pumps(), ["pump-1"]).select("event_time")
+    for hours, margin in ((0, 3.75), (5, 5), (12, 6)):
+        end = at("10:00") + timedelta(hours=hours)
+        shown = surroundings(rows, at("10:00"), end, pumps())["event_time"]
+        assert at("10:00") - shown.min() == timedelta(hours=margin)
+        assert shown.max() - end == min(timedelta(hours=margin), at("23:55") - end)
+
+
+def test_reasons_are_grouped_by_kind_and_counted_by_row() -> None:
+    """A row with two reasons counts under each; one with the same kind twice counts once there."""
+    rows = [
+        {"source": "a", "source_row": 0, "reasons": ["flow: -3 is below 0 m3/h", "time: 'x is y' is not a time"]},
+        {"source": "a", "source_row": 1, "reasons": ["flow: -4 is below 0 m3/h", "flow: -4 is below 0 m3/h"]},
+        {"source": "a", "source_row": 2, "reasons": ["flow: is missing"], "raw": "x" * 1000},
+    ]
+    found = summarise(table(rows, quarantine_schema(pumps())).lazy(), pumps())
+    assert found.select("reason", "rows").rows() == [
+        ("flow: … is below 0 m3/h", 2), ("flow: is missing", 1), ("time: … is not a time", 1),
+    ]  # fmt: skip
+    assert max(len(example) for example in found["examples"].explode()) < 400
