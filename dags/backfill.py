@@ -5,6 +5,7 @@ from datetime import date
 from typing import Any
 
 from airflow.sdk import DAG, Param, get_current_context, task
+from airflow.sdk.exceptions import AirflowFailException
 
 from pipeline.wiring import GPU, days_of, read_datasets, settings, workspace
 
@@ -47,15 +48,15 @@ def night(dataset: str, day: str, params: dict[str, Any] | None = None) -> dict[
 
 
 @task(trigger_rule="all_done")
-def check(dataset: str, params: dict[str, Any] | None = None) -> str:
-    """Make sure that every day that was asked for is done."""
-    from pipeline.errors import NightsiftError
+def check(dataset: str, planned: list[str], done: Any, params: dict[str, Any] | None = None) -> str:
+    """Make sure that every day that was asked for is done, and that no night failed."""
     from pipeline.night import missing_days
 
     days = days_of(params or {})
-    missing = missing_days(workspace(dataset), days[0], days[-1])
+    missing = {str(day) for day in missing_days(workspace(dataset), days[0], days[-1])}
+    missing |= set(planned) - {night["day"] for night in done or []}
     if missing:
-        raise NightsiftError(f"{len(missing)} of {len(days)} days are not done: {', '.join(map(str, missing))}")
+        raise AirflowFailException(f"{len(missing)} of {len(days)} days are not done: {', '.join(sorted(missing))}")
     return f"all {len(days)} days are done"
 
 
@@ -68,4 +69,5 @@ for dataset in read_datasets()[0]:
         params=FORM,
     ):
         days = plan(dataset.name)
-        night.override(doc_md=night.function.__doc__).partial(dataset=dataset.name).expand(day=days) >> check(dataset.name)
+        nights = night.override(doc_md=night.function.__doc__).partial(dataset=dataset.name).expand(day=days)
+        check(dataset.name, days, nights)

@@ -21,12 +21,12 @@ Windows = tuple[Values, Flags, Flags]
 
 WEIGHTS = "model.weights.h5"
 CONFIG = "model.json"
-LEARNING_RATE = 3e-3
+LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderConfig:
-    """The shape of a window, and of the network: filters of the encoder's layers, kernel in rows, latent per row."""
+    """The shape of a window, and of the network: filters of the encoder's layers, kernel in rows, latent per step."""
 
     steps: int
     rows: int
@@ -43,8 +43,8 @@ class AutoencoderConfig:
 
     @property
     def bottleneck(self) -> int:
-        """Latent numbers per row: `latent`, but at most half of the cells that they stand for."""
-        return max(1, min(self.latent, self.steps * self.channels // 2))
+        """How many numbers stand for a window: `latent` per step, but at most half as many as the window has cells."""
+        return max(1, min(self.latent * self.steps, self.steps * self.rows * self.channels // 2))
 
 
 class Autoencoder(keras.Model):
@@ -64,10 +64,11 @@ def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
     values are scaled readings, visible is 1 where the network may see the cell (same shape), mask `(batch, steps,
     rows)` is true where a row is a real step. What stands in invisible cells or masked rows is never read.
 
-    The encoder's last layer returns only its last state, so all that reaches the decoder is `config.bottleneck` numbers
-    for each row, for all steps and channels together: at most half as many as the cells that must come back. A window
-    can therefore not be copied, only described. The decoder gets the same numbers at every step and unrolls them in
-    time. The same seed gives the same weights.
+    The encoder's last layer returns only its last state, and all that reaches the decoder is a linear map of it to
+    `config.bottleneck` numbers a window: at most half as many as the cells that must come back. So a window cannot be
+    copied, only described. The map reads all rows at once, so that a row knows the end of the segment before; a row
+    that was never valid holds 0 there and adds nothing. The decoder gets the same numbers at every step and unrolls
+    them in time. The same seed gives the same weights.
     """
     shape = (config.steps, config.rows, config.channels)
     values = keras.Input(shape, name="values")
@@ -84,20 +85,22 @@ def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
             recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
         )
 
-    def dense(units: int, activation: str | None, name: str) -> keras.layers.Dense:
-        initializer = keras.initializers.GlorotUniform(seed=next(seeds))
-        return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, name=name)
+    def dense(units: int, name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units, kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)), name=name
+        )
 
     seen = visible > 0
     x = ops.concatenate([ops.where(seen, values, 0), ops.cast(seen, values.dtype)], axis=-1)
     last = len(config.filters) - 1
     for place, filters in enumerate(config.filters):
         x = layer(filters, sequences=place < last)(x, mask=mask)
-    x = dense(config.bottleneck, "tanh", "latent")(x)
-    x = ops.repeat(x[:, None], config.steps, axis=1)
+    x = dense(config.bottleneck, "latent")(ops.reshape(x, (-1, config.rows * config.filters[-1])))
+    x = ops.reshape(dense(config.rows * config.filters[-1], "rows")(x), (-1, 1, config.rows, config.filters[-1]))
+    x = ops.repeat(x, config.steps, axis=1)
     for filters in reversed(config.filters):
         x = layer(filters, sequences=True)(x, mask=mask)
-    expected = ops.where(mask[..., None], dense(config.channels, None, "expected")(x), 0)
+    expected = ops.where(mask[..., None], dense(config.channels, "expected")(x), 0)
     model = Autoencoder({"values": values, "visible": visible, "mask": mask}, expected)
     model.jit_compile = False  # see `fit`; a nightly process is a new one each time, and would compile each time
     return model
@@ -146,7 +149,11 @@ def fit(
     the windows the whole last segment, while the loss counts all observed cells. The learning rate falls along a
     cosine; with a validation set training stops once it no longer improves, and the best weights are restored. The
     same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after every epoch, which counts from 0.
+
+    Raises ValueError without windows, for shapes that do not fit together, and for an observed cell that is not finite.
     """
+    if not len(values):
+        raise ValueError("There are no windows to train on: give fit at least one.")
     training = _Batches(
         values, observed, mask, batch=batch, seed=seed, hide=hide, hide_target=hide_target, shuffle=True
     )

@@ -200,12 +200,18 @@ def _scan(step: Callable[..., tuple[Any, ...]], start: tuple[Any, ...], each: tu
     """Run `step(carry, each[s])` over the first axis of `each`; return the carries after every step, stacked."""
     steps = each[0].shape[0]
     if steps is None or steps > UNROLLED_STEPS:
-        return ops.scan(lambda carry, x: (step(carry, x),) * 2, start, each, reverse=reverse)[1]
+        # Scanned over the place alone: on TensorFlow Keras 3.15 fails to scan several tensors of unknown length.
+        place = ops.arange(ops.shape(each[0])[0])
+        return ops.scan(lambda carry, s: (step(carry, _at(each, s)),) * 2, start, place, reverse=reverse)[1]
     carry, carries = start, [()] * steps
     parts = list(zip(*(ops.unstack(part, num=steps) for part in each), strict=True))
     for s in reversed(range(steps)) if reverse else range(steps):
         carry = carries[s] = step(carry, parts[s])
     return tuple(ops.stack(part) for part in zip(*carries, strict=True))
+
+
+def _at(each: tuple[Any, ...], place: Any) -> tuple[Any, ...]:
+    return tuple(ops.take(part, place, axis=0) for part in each)
 
 
 def _recurrence(drive: Any, kernel: Any, valid: Any, activation: Any, recurrent_activation: Any) -> Any:

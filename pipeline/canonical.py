@@ -93,7 +93,10 @@ def require_columns(label: str, present: Iterable[str], dataset: Dataset) -> Non
 
 
 def parse_number(cells: pl.Series, name: str) -> Cells:
-    """Cells as Float64: NaN and the usual words for a missing value are null, infinity is a problem."""
+    """Cells as Float64: NaN and the usual words for a missing value are null, infinity is a problem.
+
+    True and false are 1 and 0, of whatever type.
+    """
     if not _is_scalar(cells) or cells.dtype.is_temporal():
         return _unreadable(cells, name, "not a number", pl.Float64)
     text = cells.dtype == pl.String
@@ -101,13 +104,15 @@ def parse_number(cells: pl.Series, name: str) -> Cells:
     values = given.cast(pl.Float64, strict=False)
     bad = values.is_null() & given.is_not_null()
     if text and bad.any():
-        bad &= ~given.str.to_lowercase().is_in(MISSING).fill_null(False)
+        values, bad = _read_words(given, values)
     values = values.fill_nan(None)
     infinite = values.is_infinite().fill_null(False)
+    if not bad.any() and not infinite.any():
+        return Cells(values, nulls(cells.len()))
     problems = pl.select(
         pl.when(bad).then(_quoted(name, given, "is not a number")).when(infinite).then(pl.lit(f"{name}: infinite"))
     ).to_series()
-    return Cells(values.set(infinite, None) if infinite.any() else values, problems)
+    return Cells(values.set(infinite, None), problems)
 
 
 def parse_text(cells: pl.Series, name: str, *, required: bool = False) -> Cells:
@@ -201,6 +206,13 @@ def _raw(rows: Rows, problems: pl.Series) -> pl.Series:
     return pl.Series("raw", raw, dtype=pl.String)
 
 
+def _read_words(given: pl.Series, values: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """The numbers with true and false as 1 and 0, and which texts are no number even so (and no word for missing)."""
+    words = given.str.to_lowercase()
+    values = values.set((words == "true").fill_null(False), 1.0).set((words == "false").fill_null(False), 0.0)
+    return values, given.is_not_null() & values.is_null() & ~words.is_in(MISSING).fill_null(False)
+
+
 def _is_scalar(cells: pl.Series) -> bool:
     return not cells.dtype.is_nested() and cells.dtype not in (pl.Binary, pl.Object)
 
@@ -246,6 +258,8 @@ def _complete(cells: pl.Series, name: str, times: pl.Series, problems: pl.Series
     """Times within sensible years, with a message for every cell that gave none."""
     sensible = times.dt.year().is_between(1900, 2200)
     times = times.set(~sensible.fill_null(True), None)
+    if times.null_count() == 0 and problems.null_count() == problems.len():
+        return Cells(times, problems)
     given = _blank_to_null(cells) if cells.dtype == pl.String else cells
     given = given.fill_nan(None) if given.dtype.is_float() else given
     unread = pl.when(times.is_null()).then(_quoted(name, given, "is not a time"))

@@ -47,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except NightsiftError as error:
         err.print(f"[bold]error:[/bold] {_plain(str(error))}")
         sys.exit(error.exit_code)
+    except Exception as error:
+        if os.environ.get("NIGHTSIFT_LOG"):
+            raise
+        err.print(f"[bold]error:[/bold] this should not happen: {type(error).__name__}: {_plain(str(error))}\n"
+                  "set NIGHTSIFT_LOG=DEBUG to see where, and report it with the command that you ran")  # fmt: skip
+        sys.exit(1)
     except KeyboardInterrupt:
         err.print("interrupted; what was committed stays, run the command again to go on")
         sys.exit(1)
@@ -264,13 +270,12 @@ def incidents(
     name: Name, first: From, last: To, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False
 ) -> None:
     """List the incidents between --from and --to, the most severe first."""
-    from pipeline.tables import incidents_schema
+    from pipeline.incidents import read_incidents
     from pipeline.words import drivers_in_words
 
     ws = _open(name, home, datasets)
     days = days_of(ws.dataset, first, last)
-    frame = ws.lake.scan("incidents", incidents_schema(), days[0], days[-1]).collect()
-    frame = frame.sort("severity", "start", descending=[True, False], nulls_last=True)
+    frame = read_incidents(ws, days[0], days[-1])
     if as_json:
         _show(frame.to_dicts(), as_json)
         return

@@ -20,6 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSeriali
 from pipeline.errors import ConfigError
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+LONGEST = 100 * 366 * 86400  # seconds; a longer duration is a typing error
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 # What the pipeline itself calls the columns of its tables; a feature of that name would hide them.
@@ -32,9 +33,10 @@ def parse_duration(value: object) -> timedelta:
     if isinstance(value, timedelta):
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)", str(value).strip())
-    if match is None or float(match[1]) == 0:
+    seconds = float(match[1]) * UNITS[match[2]] if match else 0.0
+    if not 1e-6 <= seconds <= LONGEST:
         raise ValueError(f"{value!r} is not a duration; write a number and a unit, such as 30s, 5m, 1h or 30d")
-    return timedelta(seconds=float(match[1]) * UNITS[match[2]])
+    return timedelta(seconds=seconds)
 
 
 def format_duration(value: timedelta) -> str:
@@ -246,6 +248,8 @@ class Dataset(Strict):
 
     def _check_names(self) -> None:
         for name in self.channels:
+            if name in RESERVED:
+                raise ValueError(f"the feature name {name!r} is taken by the pipeline; choose another")
             if self.channels.count(name) > 1:
                 raise ValueError(f"the feature name {name!r} is used twice")
         numeric = [feature.name for feature in self.features if feature.type == "numeric"]

@@ -76,7 +76,7 @@ def _head(summary: Summary) -> str:
         [
             f"<p><a href='index.html'>all days</a></p><h1>{html.escape(summary.dataset)} {summary.day}</h1>",
             f"<p class='outcome'>{html.escape(summary.outcome)}</p><table>{counts}</table>",
-            _list("Why the night was stopped", summary.refusals),
+            _list("Why the day was refused (its tables stay as they were)", summary.refusals),
             _list("Reported", summary.warnings),
         ]
     )
@@ -93,10 +93,22 @@ def _sections(result: "ExpectationSuiteValidationResult") -> str:
     from great_expectations.render.view.view import DefaultJinjaPageView
 
     for one in result.results:
-        one.result = {key: _presentable(value) for key, value in one.result.items() if key not in WHOLE_LISTS}
+        one.result = _shown(one.result)
     document = ValidationResultsPageRenderer().render(result).to_json_dict()
     template = DefaultJinjaPageView().env.from_string(SECTIONS)
     return template.render(document | {"sections": document["sections"][1:]})
+
+
+def _shown(result: dict[str, Any]) -> dict[str, Any]:
+    """What the page shows of a result.
+
+    Of an expectation about the whole day the renderer cannot show unexpected values: they are shown as observed.
+    """
+    hidden = set(WHOLE_LISTS)
+    if "unexpected_percent" not in result:
+        hidden |= {"unexpected_count", "partial_unexpected_list"}
+        result.setdefault("observed_value", result.get("partial_unexpected_list", "--"))
+    return {key: _presentable(value) for key, value in result.items() if key not in hidden}
 
 
 def _presentable(value: Any) -> Any:

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime, timedelta
 import polars as pl
 
 from pipeline.config import Dataset
-from pipeline.score import SILENCE, context_days
+from pipeline.score import SILENCE, context_days, read_scored
 from pipeline.state import State, read_state, write_state
 from pipeline.tables import clean_schema, incidents_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -28,15 +28,22 @@ class Found:
 def find_incidents(ws: Workspace, day: date) -> Found:
     """Make the day's incidents from its scores and replace what was there, in one commit.
 
-    Raises `NightsiftError` where the day is not scored.
+    An incident that began the day before, and goes on, stands on both days under the same id; so the day after is made
+    anew too where it was scored earlier, and the order in which nights run does not matter. Raises `NightsiftError`
+    where the day is not scored.
     """
-    from pipeline.score import read_scored
-
     read_scored(ws, day)
-    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).collect()
+    following = day + timedelta(days=1)
+    if read_state(ws, following, "score") is not None:
+        _make_incidents(ws, following)
+    return _make_incidents(ws, day)
+
+
+def _make_incidents(ws: Workspace, day: date) -> Found:
     days = context_days(ws.dataset, day)
+    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
     seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time")
-    frame = pl.concat([anomalies(scores, ws.dataset), silences(seen.collect(), ws.dataset, day)])
+    frame = pl.concat([anomalies(scores.collect(), ws.dataset, day), silences(seen.collect(), ws.dataset, day)])
     frame = frame.sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
     ws.lake.replace("incidents", day, frame)
     found = Found(str(day), len(frame), int((frame["kind"] == "silent").sum()))
@@ -48,8 +55,11 @@ def find_incidents(ws: Workspace, day: date) -> Found:
     return found
 
 
-def anomalies(scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
-    """The incidents in one day's scores: anomalous steps of an entity that lie within `merge_within` of one another."""
+def anomalies(scores: pl.DataFrame, dataset: Dataset, day: date) -> pl.DataFrame:
+    """The incidents of `day`: anomalous steps of an entity that lie within `merge_within` of one another.
+
+    `scores` holds the day and the day before it; an incident is the day's when at least one of its steps is.
+    """
     steps = scores.filter("is_anomaly").sort("entity", "event_time")
     apart = (pl.col("event_time").diff() > dataset.merge_within).fill_null(value=True).cum_sum().over("entity")
     peak = pl.all().sort_by("score", "event_time", descending=[True, False]).first()
@@ -60,8 +70,10 @@ def anomalies(scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
             pl.col("event_time").min().alias("start"),
             pl.col("event_time").max().alias("end"),
             pl.len().cast(pl.Int64).alias("steps"),
+            pl.col("day").max().alias("last_day"),
             peak.name.suffix("_at_peak"),
         )
+        .filter(pl.col("last_day") == day)
     )
     at_peak = {name: pl.col(f"{name}_at_peak") for name in scores.columns if name != "entity"}
     return _shape(
@@ -80,6 +92,13 @@ def anomalies(scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
             at_peak["detector_version"].alias("detector_version"),
         )
     )
+
+
+def read_incidents(ws: Workspace, first: date, last: date) -> pl.DataFrame:
+    """The incidents of the days from `first` to `last`, the most severe first; each once, as its last day tells it."""
+    rows = ws.lake.scan("incidents", incidents_schema(), first, last).sort("day").collect()
+    rows = rows.unique("incident_id", keep="last", maintain_order=True)
+    return rows.sort("severity", "start", "entity", descending=[True, False, False], nulls_last=True)
 
 
 def _drivers(dataset: Dataset, at_peak: dict[str, pl.Expr]) -> pl.Expr:

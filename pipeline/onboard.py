@@ -1,4 +1,4 @@
-"""The first hour of a dataset: `init` looks at the data and writes a YAML that works, `check` tells what is not in order.
+"""The first hour of a dataset: `init` looks at the data and writes a YAML that works, `check` tells what is amiss.
 
 What is proposed is generous: bounds lie far outside of what was seen, so that normal data of later days stays in, and
 every column that is left out is named with the reason, so that whoever reads the YAML can put it back.
@@ -14,7 +14,6 @@ from typing import Any
 
 import polars as pl
 import yaml
-from deltalake import DeltaTable
 
 from pipeline.canonical import one_line
 from pipeline.config import FORMATS, NAME, RESERVED, Dataset, Home, dataset_names, format_duration, load_dataset
@@ -30,8 +29,9 @@ from pipeline.profile import (
     is_heavy_tailed,
     plain,
     understand,
-)  # fmt: skip
+)
 from pipeline.sources import (
+    is_delta,
     list_files,
     list_matching,
     read_delta,
@@ -40,7 +40,7 @@ from pipeline.sources import (
     read_sql,
     resolve_path,
     scan_delta,
-)  # fmt: skip
+)
 from pipeline.suites import default_suite_text, load_suite
 
 SAMPLE_FILES = 5
@@ -117,11 +117,11 @@ def _relative_to(glob: str, folder: Path) -> str:
 
 def _format(name: str, path: str, where: str) -> str:
     found = next((form for ending, form in FORMATS.items() if path.endswith(ending)), None)
-    if found is None and "*" not in path and DeltaTable.is_deltatable(where):
+    if found is None and is_delta(where):
         return "delta"
     if found is None:
         raise ConfigError(
-            f"{name}: cannot tell the format of {path}; --source must end with {', '.join(FORMATS)}, or be a Delta table"
+            f"{name}: cannot tell the format of {path}; --source must end with {', '.join(FORMATS)} or be a Delta table"
         )
     return found
 
@@ -156,10 +156,10 @@ def _feature_names(columns: list[Column], taken: set[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for column in columns:
         spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", column.name)
-        plain = re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")[:50] or "feature"
-        plain = plain if plain[0].isalpha() else f"f_{plain}"
+        base = re.sub(r"[^a-z0-9]+", "_", spaced.lower()).strip("_")[:50] or "feature"
+        base = base if base[0].isalpha() else f"f_{base}"
         used = {*names.values(), *taken, *RESERVED}
-        tries = (plain, *(f"{plain}_{i}" for i in range(2, len(used) + 3)))
+        tries = (base, *(f"{base}_{i}" for i in range(2, len(used) + 3)))
         names[column.name] = next(text for text in tries if text not in used)
     return names
 
@@ -187,8 +187,8 @@ def _yaml(name: str, path: str, form: str, entity: str, event_time: str, sample:
 def _head(
     name: str, path: str, form: str, sample: Sample, keys: dict[str, str | None], cadence: timedelta | None
 ) -> list[str]:
-    times = f"{sample.times.min():%Y-%m-%d %H:%M} to {sample.times.max():%Y-%m-%d %H:%M} UTC"
-    seen = f"{sample.frame.height:,} rows of {sample.entity.n_unique():,} entities, {times}"
+    first, last = sample.times.sort()[0], sample.times.sort()[-1]
+    seen = f"{sample.frame.height:,} rows of {sample.entity.n_unique():,} entities, {first:%Y-%m-%d} to {last:%Y-%m-%d}"
     zone = (
         "  # the times carry no zone: if they are not UTC, write theirs here, such as Europe/Berlin"
         if sample.naive
@@ -211,7 +211,8 @@ def _head(
 def _feature_lines(features: list[Column]) -> list[str]:
     names = _feature_names(features, {name for name, *_ in SEQUENCE_FEATURES})
     return [
-        "# Bounds lie three ranges outside of what was seen; rows beyond them go to quarantine. Add unit: where you know it.",
+        "# Bounds lie ten ranges outside of what was seen: rows beyond them are not scored, they go to quarantine.",
+        "# Add unit: where you know it, for the reports.",
         "features:",
         *(f"  - {_flow(_feature(column, names[column.name]))}" for column in features),
     ]
@@ -227,7 +228,8 @@ def _feature(column: Column, name: str) -> dict[str, Any]:
 
 
 def _left_out_lines(columns: list[Column]) -> list[str]:
-    return ["# Left out:"] * bool(columns) + [f"#   {column.name}: {column.left_out}" for column in columns]
+    reasons = (" ".join(f"{column.name}: {column.left_out}".split()) for column in columns)
+    return ["# Left out:"] * bool(columns) + [f"#   {reason[:110]}" for reason in reasons]
 
 
 def _sequence_lines(features: list[Column]) -> list[str]:
@@ -247,7 +249,7 @@ def _tail(suite: str, cadence: timedelta | None, sample: Sample) -> list[str]:
     return [
         _entry(suite=suite),
         f"window: {_flow({'steps': steps, 'rows': rows})}",
-        f"threshold: {_flow({'false_alarms': 0.05 if cadence else 0.01})}  # false incidents allowed per entity and day",
+        f"threshold: {_flow({'false_alarms': 0.05 if cadence else 0.01})}  # false incidents per entity and day",
         '# schedule: "30 2 * * *"   # every night at 02:30 in the zone above; without it, nights run on demand',
     ]
 
@@ -263,7 +265,7 @@ def _flow(entry: dict[str, Any]) -> str:
 
 
 def check(datasets_folder: Path, home: Home) -> list[Finding]:
-    """What is in order and what is not: every YAML, its suite, its source, its variables. Raises nothing for a bad one."""
+    """What is in order and what is not: every YAML, its suite, its source, its variables; a bad one raises nothing."""
     names = dataset_names(datasets_folder)
     if not names:
         return [Finding("", "yaml", False, f"there is no dataset in {datasets_folder}; `nightsift init` writes one")]
@@ -298,7 +300,7 @@ def _yaml_message(dataset: Dataset) -> str:
 
 
 def _source_message(dataset: Dataset, home: Home) -> str:
-    """What the source gives; a table or query is asked for a day long past, which takes no time but needs all columns."""
+    """What the source gives; a table or query is asked for a day long past, which is quick but needs all columns."""
     long_past = date(2000, 1, 1)
     if dataset.source.sql is not None:
         read_sql(dataset, long_past, long_past)
@@ -309,7 +311,7 @@ def _source_message(dataset: Dataset, home: Home) -> str:
     files = list_files(dataset, home)
     frame = read_file(dataset, files[-1])
     problems = frame["problems"].list.first().drop_nulls()
-    seen = f"{len(files)} files; {files[-1].name} has {frame.height:,} rows"
+    seen = f"{len(files)} file{'s'[: len(files) - 1]}; {files[-1].name} has {frame.height:,} rows"
     if problems.len() > frame.height / 2:
         raise ConfigError(f"{seen}, {problems.len():,} of them with problems, such as: {problems[0]}")
     return f"{seen}, {problems.len():,} with problems"

@@ -12,7 +12,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.canonical import MISSING, parse_number, parse_text, parse_time
+from pipeline.canonical import parse_number, parse_text, parse_time
 from pipeline.errors import ConfigError
 
 LABEL = re.compile(
@@ -42,6 +42,7 @@ class Column:
 
 
 def understand(name: str, frame: pl.DataFrame, entity: str, event_time: str) -> Sample:
+    """The rows of `frame` that have an entity and a time; raises `ConfigError` where there is none."""
     times = parse_time(frame[event_time], "event_time", "UTC").values
     entities = parse_text(frame[entity], "entity", required=True).values
     whole = times.is_not_null() & entities.is_not_null()
@@ -57,6 +58,7 @@ def understand(name: str, frame: pl.DataFrame, entity: str, event_time: str) -> 
 
 
 def columns_of(sample: Sample, entity: str, event_time: str) -> list[Column]:
+    """What becomes of each column beside the entity's and the event time's, in the order of the source."""
     return [_column(sample.frame[name]) for name in sample.frame.columns if name not in (entity, event_time)]
 
 
@@ -95,9 +97,7 @@ def _text_to_null(cells: pl.Series) -> pl.Series:
 
 
 def _numbers(given: pl.Series) -> pl.Series | None:
-    """The finite values where the column is one of numbers (true and false are 1 and 0), else None."""
-    if given.dtype == pl.String and set(given.str.to_lowercase().unique()) <= {"true", "false", *MISSING}:
-        return (given.str.to_lowercase() == "true").cast(pl.Float64)
+    """The finite values where the column is one of numbers, else None."""
     cells = parse_number(given, given.name)
     values = cells.values.drop_nulls()
     return values if values.len() and cells.problems.null_count() == given.len() else None
@@ -111,8 +111,9 @@ def _counts_up(numbers: pl.Series, cells: pl.Series) -> bool:
 
 def find_cadence(sample: Sample) -> timedelta | None:
     """The time between two readings where most follow each other by that time; None for events at any time."""
-    table = pl.DataFrame({"entity": sample.entity, "time": sample.times}).unique().sort("entity", "time")
-    gaps = table.select(pl.col("time").diff().over("entity").dt.total_microseconds()).to_series().drop_nulls()
+    table = pl.DataFrame({"entity": sample.entity, "time": sample.times}).sort("entity", "time")
+    gaps = table.select(pl.col("time").diff().over("entity").dt.total_microseconds()).to_series()
+    gaps = gaps.filter(gaps > 0)
     if gaps.is_empty():
         return None
     usual = int(gaps.round_sig_figs(2).mode().sort()[0])
@@ -140,9 +141,9 @@ def fitting_window(kind: str, sample: Sample) -> tuple[int, int]:
 
 
 def generous_bounds(numbers: pl.Series) -> tuple[float, float]:
-    """Bounds far outside of what was seen: three times its range on either side, but 0 where nothing is negative."""
+    """Bounds far outside of what was seen: ten times its range on either side, but 0 where nothing is negative."""
     low, high = _quantiles(numbers, 0, 1)
-    margin = 3 * (high - low)
+    margin = min(10 * (high - low), 1e300)
     return 0.0 if low >= 0 else _two_digits(low - margin, math.floor), _two_digits(high + margin, math.ceil)
 
 

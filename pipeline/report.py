@@ -29,7 +29,7 @@ from pipeline.chart import (
     feature_panel,
     score_panel,
 )
-from pipeline.config import Dataset, Feature
+from pipeline.config import Dataset, Feature, SequenceFeature
 from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
 from pipeline.score import units_of
@@ -214,7 +214,7 @@ def _entry(rank: int, incident: Mapping[str, Any], facts: ReportFacts, rows: pl.
     first, last = dataset.day_bounds(day)
     left, right = (min(max((t - first) / (last - first), 0.0), 1.0) * 100 for t in (start, end))
     peak = {} if rows is None else _row_at(rows, incident["peak_time"])
-    details = tuple(_driver(d, dataset, peak) for d in incident["drivers"] or [])
+    details = tuple(_driver(d, dataset, peak) for d in _leading(incident))
     return Entry(
         rank=rank,
         who=words.who(incident),
@@ -245,8 +245,14 @@ def _story(incident: Mapping[str, Any], dataset: Dataset, details: tuple[Driver,
     if not details:
         return opening
     lead = details[0]
+    name = f"{lead.label} ({lead.meaning})" if lead.meaning else lead.label
     expected = "" if lead.expected == words.NOTHING else f" where {lead.expected} was expected"
-    return f"{opening} At the peak, {lead.label} was {lead.observed}{expected}."
+    return f"{opening} At the peak, {name} was {lead.observed}{expected}."
+
+
+def _leading(incident: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The drivers that are worth a word: the first, and those that made at least a hundredth of the score."""
+    return [driver for i, driver in enumerate(incident["drivers"] or []) if i == 0 or driver["share"] >= 0.01]
 
 
 def _row_at(rows: pl.DataFrame, moment: datetime) -> dict[str, Any]:
@@ -289,7 +295,7 @@ def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, facts: Report
     else:
         cadence = dataset.cadence.total_seconds()
         axis = clock_axis(rows, incident["start"], incident["end"], dataset.tz, cadence)
-    drivers = [d for d in incident["drivers"] or [] if d["feature"] in dataset.channels][:MOST_DRIVERS]
+    drivers = [d for d in _leading(incident) if d["feature"] in dataset.channels][:MOST_DRIVERS]
     panels = [_panel(rows, axis, driver, incident, dataset) for driver in drivers]
     panels.append(_score_panel(rows, axis, incident))
     return Chart(panels, axis, dots=dataset.cadence is None)
@@ -310,6 +316,9 @@ def _panel(
 ) -> Panel:
     name = driver["feature"]
     feature, label, unit = words.declared(dataset, name), words.feature_label(name), words.unit_of(dataset, name)
+    if isinstance(feature, SequenceFeature) and feature.kind == "time_since_last":
+        cells = [f"observed_{name}", f"expected_{name}"]
+        rows, unit = rows.with_columns(pl.col(cells) / 3600), "hours"
     heading = Heading(
         f"{label}, {unit}" if unit else label,
         f"{words.percent(driver['share'])} of the score at the peak",

@@ -177,7 +177,7 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
     order = ["entity", "event_time", *(["event_id"] if ws.dataset.event_id else [])]
     frame = pl.concat(frames).sort(order, maintain_order=True)
-    ws.lake.replace("scores", day, frame.select(list(scores_schema(ws.dataset))), detector=first.detector)
+    ws.lake.replace("scores", day, frame.select(name for name in scores_schema(ws.dataset) if name != "day"), detector=first.detector)
     summary = _summary(frame, first)
     write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
     ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
@@ -212,7 +212,7 @@ def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, tar
             f"{', '.join(detector.channels)}; train again: nightsift train {dataset.name}"
         )
     steps = build_steps(clean, dataset, detector.encodings)
-    chosen = steps.frame.select(targets.alias("target"))["target"].to_numpy()
+    chosen = steps.frame.with_columns(targets.alias("target"))["target"].to_numpy()
     judged = judge(detector, steps, chosen)
     return _score_columns(detector, steps, judged, dataset).filter(pl.Series(chosen))
 

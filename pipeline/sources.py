@@ -134,9 +134,14 @@ def read_sql(dataset: Dataset, first: date, last: date) -> pl.DataFrame:
     return _settle(rows, dataset, first, last)
 
 
+def is_delta(where: str) -> bool:
+    """Whether a Delta table stands at `where`; a file is none."""
+    return not Path(where).is_file() and DeltaTable.is_deltatable(where)
+
+
 def scan_delta(where: str) -> pl.LazyFrame:
     """The Delta table at `where`, lazily; raises `GateRefusedError` where there is none."""
-    if not DeltaTable.is_deltatable(where):
+    if not is_delta(where):
         raise GateRefusedError(f"there is no Delta table at {where}; correct source.path, or write the table first")
     return pl.scan_delta(where)
 

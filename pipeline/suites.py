@@ -57,7 +57,7 @@ class Expectation:
     @property
     def columns(self) -> list[str]:
         """The columns that it looks at; empty for one about the table."""
-        return [name for _, name in _columns(self.arguments)]
+        return list(dict.fromkeys(name for _, name in _columns(self.arguments)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -378,7 +378,7 @@ def _wanted(schema: dict[str, Any]) -> str:
 def _first_problem(error: ValidationError | TypeError) -> str:
     if isinstance(error, TypeError):
         return "its keys must be words"
-    problem = error.errors()[0]
+    problem = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")  # a misspelt key explains the rest
     place = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return _unknown("key", place, list(_File.model_fields))

@@ -41,10 +41,11 @@ def client(ws: Workspace) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    for noisy in ("mlflow", "mlflow.store.db.utils", "alembic"):  # after the import, which sets levels of its own
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     ws.home.root.mkdir(parents=True, exist_ok=True)
     mlflow.set_tracking_uri(ws.home.tracking_uri)
     mlflow.set_registry_uri(ws.home.tracking_uri)

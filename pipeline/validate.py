@@ -220,9 +220,8 @@ def _outcome(entry: Expectation, one: "ExpectationValidationResult") -> Outcome:
     found = one.result
     percent = found.get("unexpected_percent") if entry.row_level else None
     share = None if percent is None else 1 - percent / 100
-    return Outcome(
-        entry, bool(one.success), share, found.get("unexpected_index_list") or [], found.get("observed_value")
-    )
+    observed = found.get("observed_value", found.get("partial_unexpected_list"))
+    return Outcome(entry, bool(one.success), share, found.get("unexpected_index_list") or [], observed)
 
 
 def _exception(info: dict[str, Any]) -> str:

@@ -160,7 +160,8 @@ def _write_day(run: _Run, index: int) -> Simulated:
     written = {run.file(index, suffix): frame for suffix, frame in frames.items()}
     if index - 1 in run.plan.late:
         before = deliver(run.source, run.truth(index - 1), index - 1, run.plan, run.seed)
-        written[run.file(index, "-late")] = before.held.drop("kind")
+        if before.held.height:
+            written[run.file(index, "-late")] = before.held.drop("kind")
     for file, frame in written.items():
         _write(run.source, frame, file)
     _write_labels(run, index, day.planted, pl.concat([delivery.frame, delivery.held]))

@@ -9,7 +9,7 @@ pump and the meters, so the pump delivers more, the meters see less, and the mot
 What is invention: every number of the fleet (sizes, ages, wear, noise, how often readings fail), the shape of a day's
 demand, how vibration depends on speed, age and operating point, how strong and how long faults are, and that a fault
 ends on the same day, as if somebody had mended it. Rows after its end are labelled normal, although the windings may
-still be up to 5 K too warm and cool for an hour.
+still be up to 8 K too warm and cool for an hour.
 """
 
 from dataclasses import dataclass, field, fields
@@ -35,6 +35,7 @@ from pipeline.simulate.plan import (
     stream,
 )  # fmt: skip
 
+NEIGHBOURS = 5  # readings before and after a broken text that come with it
 SENSORS = ("flow", "pressure", "vibration", "current", "bearing_temperature", "motor_temperature")
 KINDS = ("leak", "cavitation", "bearing_wear", "stuck_sensor", "drift")
 TOUCHES = {
@@ -288,21 +289,26 @@ class Pumps:
         return Planted(base.date(), self.names[fault.pump], fault.kind, first, last, len(window), fault.features)
 
     def spoil(self, frame: pl.DataFrame, rows: list[int]) -> dict[str, pl.DataFrame]:
-        """Six rows broken in place; two more move to a file of their own, as only a file of texts can hold a text."""
+        """Six rows broken in place, and two with a text for a number, each among the readings before and after it.
+
+        Only a file whose columns are texts can hold a text, so these stand in a file of their own.
+        """
         wrong = {"pump": None, "time": None, "flow": float("inf"), "pressure": -50.0, "vibration": 9999.0,
                  "bearing_temperature": 850.0}  # fmt: skip
-        texts = rows[len(wrong) :]
+        in_place, texts = rows[: len(wrong)], rows[len(wrong) :]
         number = pl.int_range(pl.len())
         cells = [
             pl.when(number == row).then(pl.lit(value)).otherwise(pl.col(column)).alias(column)
-            for row, (column, value) in zip(rows, wrong.items(), strict=False)
+            for row, (column, value) in zip(in_place, wrong.items(), strict=False)
         ]
+        around = {each for row in texts for each in range(row - NEIGHBOURS, row + NEIGHBOURS + 1)} - set(in_place)
+        moved = sorted(each for each in around if 0 <= each < frame.height)
+        words = [texts.index(row) if row in texts else None for row in moved]
+        text = pl.Series("pressure", [None if word is None else ("ERR 17", "12,4 bar")[word] for word in words])
+        as_text = frame[moved].with_columns(pl.col(SENSORS).cast(pl.String))
         return {
-            "": frame.with_columns(cells).filter(~number.is_in(texts)),
-            "-text": frame[texts].with_columns(
-                pl.col("flow", "vibration", "current", "bearing_temperature", "motor_temperature").cast(pl.String),
-                pl.Series("pressure", ("ERR 17", "12,4 bar")[: len(texts)], dtype=pl.String),
-            ),
+            "": frame.with_columns(cells).filter(~number.is_in(moved)),
+            "-text": as_text.with_columns(pl.coalesce(text, "pressure").alias("pressure")),
         }
 
     def write(self, frame: pl.DataFrame, file: Path) -> None:

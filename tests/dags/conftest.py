@@ -37,7 +37,10 @@ def read_dags(tmp_path_factory: pytest.TempPathFactory) -> ReadDags:
         home = tmp_path_factory.mktemp("airflow")
         out = home / "facts.json"
         done = subprocess.run(
-            [sys.executable, HERE / "read_dags.py", out], env=airflow_env(home, datasets), capture_output=True, check=False
+            [sys.executable, HERE / "read_dags.py", out],
+            env=airflow_env(home, datasets),
+            capture_output=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr.decode()
         facts: dict[str, Any] = json.loads(out.read_text())

@@ -1,6 +1,7 @@
 """The DAG files: what stands in Airflow for the datasets that are there."""
 
 import ast
+import itertools
 import shutil
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_nightly_goes_from_ingest_to_notify(shipped: dict[str, Any]) -> None:
     tasks = shipped["dags"]["pumps_nightly"]["tasks"]
     assert set(tasks) == {"ingest", "validate", "score", "incidents", "report", "notify"}
     order = ["ingest", "validate", "score", "incidents", "report", "notify"]
-    assert all(before in tasks[after]["after"] for before, after in zip(order, order[1:], strict=False))
+    assert all(before in tasks[after]["after"] for before, after in itertools.pairwise(order))
     assert tasks["score"]["mapped"]
     assert (tasks["score"]["queue"], tasks["score"]["pool"]) == ("gpu", "gpu")
 
@@ -115,4 +116,3 @@ def test_dag_files_hold_wiring_only() -> None:
                 body = node.body[1:] if ast.get_docstring(node) else node.body
                 length = (body[-1].end_lineno or 0) - body[0].lineno + 1
                 assert length <= 15, f"{file.name}: {node.name} has {length} lines"
-

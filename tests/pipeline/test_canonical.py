@@ -129,10 +129,13 @@ def test_numbers_of_any_type_become_float(cells: pl.Series) -> None:
 
 def test_truth_values_are_numbers() -> None:
     """True is 1, false is 0."""
-    assert parse_number(pl.Series([True, False, None]), "on").values.to_list() == [1.0, 0.0, None]
+    for cells in ([True, False, None], ["true", "False", None], ["TRUE", "0", ""]):
+        result = parse_number(pl.Series(cells), "on")
+        assert result.values.to_list() == [1.0, 0.0, None]
+        assert result.problems.null_count() == 3
 
 
-@pytest.mark.parametrize("cells", [[1.0, float("nan")], ["1", "NaN"], ["1", "NA"], ["1", ""], ["1", " "], ["1", "null"]])
+@pytest.mark.parametrize("cells", [[1.0, float("nan")], *(["1", word] for word in ("NaN", "NA", "", " ", "null"))])
 def test_nan_and_the_words_for_missing_are_missing_readings(cells: list[Any]) -> None:
     """A missing reading is null and no problem."""
     result = parse_number(pl.Series(cells), "flow")
@@ -236,7 +239,7 @@ def test_a_file_of_unclear_times_only_is_not_refused() -> None:
     assert read(table, zone="Europe/Berlin")["problems"].list.len().to_list() == [1, 1]
 
 
-@pytest.mark.parametrize("cell", ["0001-01-01 00:00:00", "9999-12-31", 20240131, 17, -5, 1e300, float("inf"), "20240131"])
+@pytest.mark.parametrize("cell", ["0001-01-01 00:00", "9999-12-31", "20240131", 20240131, 17, -5, 1e300, float("inf")])
 def test_implausible_times_are_problems(cell: Any) -> None:
     """Counters, dates written as numbers and fill-in years are not taken for moments."""
     result = parse_time(pl.Series([cell, None]), "event_time", "UTC")

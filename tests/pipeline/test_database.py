@@ -5,6 +5,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
@@ -96,7 +97,8 @@ def test_sqlite_types_may_change_far_into_the_table(sqlite_file: Path) -> None:
 
 def test_the_order_of_rows_does_not_matter(sqlite_file: Path) -> None:
     """Two reads of one content are equal, whatever order the database has."""
-    fill_sqlite(sqlite_file, [("b", "2024-05-01 10:00", 1, 1), ("a", "2024-05-01 11:00", 2, 2), ("b", "2024-05-01 09:00", 3, 3)])
+    rows = [("b", "2024-05-01 10:00", 1, 1), ("a", "2024-05-01 11:00", 2, 2), ("b", "2024-05-01 09:00", 3, 3)]
+    fill_sqlite(sqlite_file, rows)
     frames = [
         read_sql(dataset(f'SELECT * FROM "pay ments" ORDER BY {order}'), FIRST, FIRST) for order in ("1", "2", "3 DESC")
     ]
@@ -192,8 +194,6 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def wait_for(address: str, server: subprocess.Popen[bytes]) -> str:
-    import time
-
     for _ in range(300):
         try:
             adbc_driver_postgresql.dbapi.connect(address).close()
@@ -220,7 +220,8 @@ def payments(postgres: str, monkeypatch: pytest.MonkeyPatch) -> str:
         postgres,
         "DROP TABLE IF EXISTS payments",
         f"""CREATE TABLE payments AS SELECT v.card, v.amount::numeric(12, 2) AS amount, v.t::timestamptz AS aware,
-        v.t::timestamptz AT TIME ZONE 'UTC' AS naive, v.t AS words, extract(epoch FROM v.t::timestamptz)::bigint AS seconds,
+        v.t::timestamptz AT TIME ZONE 'UTC' AS naive, v.t AS words,
+        extract(epoch FROM v.t::timestamptz)::bigint AS seconds,
         extract(epoch FROM v.t::timestamptz)::float8 AS real, v.t::timestamptz::date AS "the day", 7 AS "user"
         FROM (VALUES {values}) AS v (card, amount, t)""",
     )
@@ -249,13 +250,13 @@ def test_postgresql_types_become_canonical(payments: str) -> None:
 
 
 def test_postgresql_is_asked_for_the_days_rows_only(payments: str) -> None:
-    """The condition reaches the table's index: what is outside the days is never fetched."""
+    """The database selects: a row outside the days that would fail to compute is never computed."""
     run(
         payments,
         "DROP TABLE IF EXISTS many",
         "CREATE TABLE many AS SELECT 'c' AS card, TIMESTAMPTZ '2024-05-01Z' + i * INTERVAL '1 day' AS time, "
-        "CASE WHEN i IN (0, 1) THEN i ELSE 1 / (i - i) END AS amount FROM generate_series(0, 1) AS i",
-        "INSERT INTO many SELECT 'c', TIMESTAMPTZ '2024-06-01Z' + i * INTERVAL '1 minute', -1 FROM generate_series(1, 99) AS i",
+        "i AS amount FROM generate_series(0, 1) AS i",
+        "INSERT INTO many VALUES ('c', '2024-06-01 12:00Z', -1)",
     )
     sql = "SELECT card, time, CASE WHEN amount < 0 THEN 1 / (amount + 1) ELSE amount END AS amount FROM many"
     assert read_sql(dataset(sql), FIRST, SECOND)["amount"].to_list() == [0.0, 1.0]

@@ -296,6 +296,17 @@ def test_events_are_dots_in_order_with_their_categories(tmp_path: Path) -> None:
     assert ">grocer</span>" in text
 
 
+def test_drivers_without_weight_are_left_out(night: Workspace) -> None:
+    """A feature with less than a hundredth of the score is neither listed nor drawn; the first one always is."""
+    facts = read_facts(night, DAY)
+    found = [
+        incident("pump-1", at("14:00"), at("15:00"), ("vibration", 0.995, 15.1, 3.0), ("flow", 0.005, 100.4, 100.0))
+    ]
+    page = render_report(replace(facts, incidents=table(found, incidents_schema())))
+    assert "flow of pump-1" not in page
+    assert page.count('class="expected" d="M') == 1
+
+
 def test_a_day_in_another_zone_is_told_in_that_zone(tmp_path: Path) -> None:
     """Times are the dataset's; where clocks change within the incident, each time names its offset."""
     ws = workspace(tmp_path, pumps(zone="Europe/Berlin"))

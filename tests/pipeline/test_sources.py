@@ -111,8 +111,9 @@ def test_azure_needs_its_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_store_that_does_not_answer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store's error comes with the address, without a traceback."""
-    for name, text in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "REGION": "us-east-1", "MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", text)
+    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION"):
+        monkeypatch.setenv(f"AWS_{name}", "x")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(NightsiftError, match="cannot read s3://bucket/in/"):
         names(tmp_path, "s3://bucket/in/*.csv")
@@ -170,7 +171,8 @@ def test_an_unusable_file_is_refused(tmp_path: Path, name: str, content: str | b
 
 def test_unreadable_lines_are_rows_with_problems_and_text(tmp_path: Path) -> None:
     """A ragged CSV line and a line that is not JSON are not lost: they are told, whole, in their place."""
-    ragged = only_file(tmp_path, put(tmp_path, "x.csv", "pump,time,flow\na,2024-05-01,1\nb,2024-05-01\nc,2024-05-01,x\n"))
+    text = "pump,time,flow\na,2024-05-01,1\nb,2024-05-01\nc,2024-05-01,x\n"
+    ragged = only_file(tmp_path, put(tmp_path, "x.csv", text))
     assert ragged["entity"].to_list() == ["a", "b", "c"]
     assert ragged["event_time"].to_list() == [START] * 3
     assert ragged["problems"].to_list() == [
@@ -179,7 +181,8 @@ def test_unreadable_lines_are_rows_with_problems_and_text(tmp_path: Path) -> Non
     assert [raw and json.loads(raw) for raw in ragged["raw"]] == [
         None, {"line": "b,2024-05-01"}, {"pump": "c", "time": "2024-05-01", "flow": "x"},
     ]  # fmt: skip
-    lines = ['{"pump": "a", "time": "2024-05-01", "flow": 1}', "oops", '{"pump": "c", "time": "2024-05-01", "flow": "x"}']
+    good, bad = (json.dumps({"pump": "a", "time": "2024-05-01", "flow": flow}) for flow in (1, "x"))
+    lines = [good, "oops", bad]
     broken = only_file(tmp_path, put(tmp_path, "x.ndjson", "\n".join(lines)))
     assert broken["problems"].list.len().to_list() == [0, 1, 1]
     assert "not JSON" in broken["problems"][1][0]
@@ -222,7 +225,8 @@ def test_a_delta_tables_days_are_read_exactly(tmp_path: Path, spelling: str) -> 
 
 def test_a_delta_tables_days_are_days_of_the_datasets_zone(tmp_path: Path) -> None:
     """In Tokyo the second of May begins at 15 o'clock UTC on the first."""
-    pl.DataFrame({"pump": "a", "time": [at(14.9), at(15), at(38.9), at(39)], "flow": range(4)}).write_delta(tmp_path / "t")
+    table = pl.DataFrame({"pump": "a", "time": [at(14.9), at(15), at(38.9), at(39)], "flow": range(4)})
+    table.write_delta(tmp_path / "t")
     ds = dataset(tmp_path, "t", source={"path": "../t", "format": "delta"}, zone="Asia/Tokyo")
     assert read_delta(ds, Home(tmp_path), date(2024, 5, 2), date(2024, 5, 2))["flow"].to_list() == [1, 2]
 
@@ -233,5 +237,5 @@ def test_a_missing_delta_table_or_column_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GateRefusedError, match=rf"no Delta table at {tmp_path}/t"):
         read_delta(ds, Home(tmp_path), date(2024, 5, 1), date(2024, 5, 1))
     pl.DataFrame({"pump": ["a"], "time": [START]}).write_delta(tmp_path / "t")
-    with pytest.raises(GateRefusedError, match="no column 'flow'.*pump, time"):
+    with pytest.raises(GateRefusedError, match=r"no column 'flow'.*pump, time"):
         read_delta(ds, Home(tmp_path), date(2024, 5, 1), date(2024, 5, 1))

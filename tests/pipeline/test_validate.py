@@ -1,10 +1,12 @@
 """Validation: rows are judged by the suite, none is lost, and the gate leaves alone what it refuses to replace."""
 
+import html
 import json
 import random
 import re
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ PAYMENTS = Dataset(
     name="payments",
     kind="transaction",
     event_id="id",
-    features=[{"name": "amount", "min": 0}, {"name": "category", "type": "categorical"}],
+    features=[{"name": "amount", "min": 0}, {"name": "fee"}, {"name": "category", "type": "categorical"}],
     **COMMON,
 )
 FLOW_BETWEEN = "{type: expect_column_values_to_be_between, column: flow, min_value: 0, max_value: 400, "
@@ -43,9 +45,9 @@ def landed(
 ) -> pl.DataFrame:
     """Landing rows of DAY; what a row leaves out is an ordinary value, numbered in the file's order."""
     made = [
-        {"day": DAY, "entity": "p", "event_time": NOON + timedelta(minutes=n), "flow": 10.0, "load": 1.0, "event_id": f"e{n}",
-         "amount": 5.0, "category": "food", "source": file, "source_digest": digest, "source_row": n, "problems": [],
-         "raw": None, **row}
+        {"day": DAY, "entity": "p", "event_time": NOON + timedelta(minutes=n), "flow": 10.0, "load": 1.0,
+         "event_id": f"e{n}", "amount": 5.0, "fee": 0.5, "category": "food", "source": file, "source_digest": digest,
+         "source_row": n, "problems": [], "raw": None, **row}
         for n, row in enumerate(rows)
     ]  # fmt: skip
     return pl.DataFrame(made, schema=landing_schema(dataset))
@@ -53,11 +55,6 @@ def landed(
 
 def with_flows(*flows: float | None) -> pl.DataFrame:
     return landed([{"flow": flow} for flow in flows])
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path
 
 
 def workspace(folder: Path, *entries: str, dataset: Dataset = SENSOR, head: str = "") -> Workspace:
@@ -91,9 +88,9 @@ def versions(ws: Workspace) -> list[int]:
 # --- the gate
 
 
-def test_failing_rows_of_a_met_critical_expectation_go_to_quarantine(folder: Path) -> None:
+def test_failing_rows_of_a_met_critical_expectation_go_to_quarantine(tmp_path: Path) -> None:
     """Enough rows pass: the day is clean but for the failing rows, which are kept whole with the reason in words."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.5}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.5}")
     land(ws, with_flows(10, 812, -1.5, 20))
     done = validate(ws, DAY)
     assert (done.rows_in, done.rows_clean, done.rows_quarantined, done.rows_duplicate) == (4, 2, 2, 0)
@@ -103,9 +100,9 @@ def test_failing_rows_of_a_met_critical_expectation_go_to_quarantine(folder: Pat
     assert_frame_equal(table(ws, "quarantine").drop("reasons"), with_flows(10, 812, -1.5, 20)[1:3])
 
 
-def test_a_missed_critical_expectation_refuses_the_day_and_changes_nothing(folder: Path) -> None:
+def test_a_missed_critical_expectation_refuses_the_day_and_changes_nothing(tmp_path: Path) -> None:
     """Too few rows pass: the message says dataset, day, expectation, shares and examples; the tables stay."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.5}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.5}")
     land(ws, with_flows(10, 812))
     validate(ws, DAY)
     before = versions(ws), table(ws, "clean"), table(ws, "quarantine")
@@ -120,17 +117,17 @@ def test_a_missed_critical_expectation_refuses_the_day_and_changes_nothing(folde
     assert_frame_equal(table(ws, "quarantine"), before[2])
 
 
-def test_every_missed_critical_expectation_is_told(folder: Path) -> None:
+def test_every_missed_critical_expectation_is_told(tmp_path: Path) -> None:
     """One refusal lists all that must be mended, not the first alone."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.9}", "{type: expect_column_values_to_not_be_null, column: load}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.9}", "{type: expect_column_values_to_not_be_null, column: load}")
     land(ws, landed([{"flow": 900}, {"load": None}]))
     with pytest.raises(GateRefusedError, match=r"(?s)of flow.*of load.*load: is missing"):
         validate(ws, DAY)
 
 
-def test_input_that_is_put_back_after_a_refusal_is_judged_again(folder: Path) -> None:
+def test_input_that_is_put_back_after_a_refusal_is_judged_again(tmp_path: Path) -> None:
     """A page never goes on saying `refused` of a day that is fine."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.5}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.5}")
     land(ws, with_flows(10, 20))
     validate(ws, DAY)
     land(ws, landed([{"flow": 900}], digest="d2"))
@@ -142,9 +139,9 @@ def test_input_that_is_put_back_after_a_refusal_is_judged_again(folder: Path) ->
     assert validate(ws, DAY).skipped
 
 
-def test_a_missed_warning_quarantines_and_is_reported(folder: Path) -> None:
+def test_a_missed_warning_quarantines_and_is_reported(tmp_path: Path) -> None:
     """`warning`: the night goes on without the failing rows, and says so."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.9, severity: warning}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.9, severity: warning}")
     land(ws, with_flows(10, 812, 813))
     done = validate(ws, DAY)
     assert (done.rows_clean, done.rows_quarantined) == (1, 2)
@@ -154,17 +151,17 @@ def test_a_missed_warning_quarantines_and_is_reported(folder: Path) -> None:
     )
 
 
-def test_a_met_warning_quarantines_in_silence(folder: Path) -> None:
+def test_a_met_warning_quarantines_in_silence(tmp_path: Path) -> None:
     """`warning` with enough passing rows: the failing ones go to quarantine, and nothing is reported."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.5, severity: warning}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.5, severity: warning}")
     land(ws, with_flows(10, 20, 813))
     done = validate(ws, DAY)
     assert (done.rows_quarantined, done.warnings) == (1, [])
 
 
-def test_info_keeps_the_rows(folder: Path) -> None:
+def test_info_keeps_the_rows(tmp_path: Path) -> None:
     """`info`: failing rows stay in clean and are only reported."""
-    ws = workspace(folder, FLOW_BETWEEN + "severity: info}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "severity: info}")
     land(ws, with_flows(10, 812))
     done = validate(ws, DAY)
     assert (done.rows_clean, done.rows_quarantined) == (2, 0)
@@ -174,21 +171,21 @@ def test_info_keeps_the_rows(folder: Path) -> None:
 ROW_COUNT = "{type: expect_table_row_count_to_be_between, min_value: 3, severity: "
 
 
-def test_expectations_about_the_day_stop_or_report(folder: Path) -> None:
+def test_expectations_about_the_day_stop_or_report(tmp_path: Path) -> None:
     """Without rows to put aside, `critical` stops the night and `warning` reports what was found."""
-    ws = workspace(folder, ROW_COUNT + "critical}")
+    ws = workspace(tmp_path, ROW_COUNT + "critical}")
     land(ws, with_flows(10, 20))
     with pytest.raises(GateRefusedError, match=r"not met \(found 2\), expected min_value 3"):
         validate(ws, DAY)
-    ws = workspace(folder, ROW_COUNT + "warning}")
+    ws = workspace(tmp_path, ROW_COUNT + "warning}")
     done = validate(ws, DAY)
     assert (done.rows_clean, len(done.warnings)) == (2, 1)
 
 
-def test_a_row_that_fails_twice_has_both_reasons(folder: Path) -> None:
+def test_a_row_that_fails_twice_has_both_reasons(tmp_path: Path) -> None:
     """A quarantined row is counted once and tells everything that is wrong with it, in the suite's order."""
     ws = workspace(
-        folder,
+        tmp_path,
         "{type: expect_column_values_to_be_between, column: load, max_value: 5, mostly: 0.5}",
         FLOW_BETWEEN + "mostly: 0.5}",
     )
@@ -197,9 +194,9 @@ def test_a_row_that_fails_twice_has_both_reasons(folder: Path) -> None:
     assert reasons(ws) == [["load: 7.25 is above 5", "flow: 900 is above 400 m3/h"]]
 
 
-def test_an_expectation_that_does_not_fit_its_column_is_a_configuration_error(folder: Path) -> None:
+def test_an_expectation_that_does_not_fit_its_column_is_a_configuration_error(tmp_path: Path) -> None:
     """Numbers asked of a text column: the message names the entry and what the library said; no traceback."""
-    ws = workspace(folder, "{type: expect_column_values_to_be_between, column: entity, min_value: 1}")
+    ws = workspace(tmp_path, "{type: expect_column_values_to_be_between, column: entity, min_value: 1}")
     land(ws, with_flows(10))
     with pytest.raises(
         ConfigError, match=r"suite\.yaml, entry 1: expect_column_values_to_be_between cannot be applied"
@@ -207,12 +204,14 @@ def test_an_expectation_that_does_not_fit_its_column_is_a_configuration_error(fo
         validate(ws, DAY)
 
 
+AMOUNT = "{type: expect_column_values_to_be_between, column: amount, "
 REASONS = [
-    ("{type: expect_column_values_to_be_between, column: amount, min_value: 5, strict_min: true}", "amount: 5 is not above 5"),
-    ("{type: expect_column_values_to_be_between, column: amount, max_value: 5, strict_max: true}", "amount: 5 is not below 5"),
+    (AMOUNT + "min_value: 5, strict_min: true}", "amount: 5 is not above 5"),
+    (AMOUNT + "max_value: 5, strict_max: true}", "amount: 5 is not below 5"),
     ("{type: expect_column_values_to_be_in_set, column: category, value_set: [rent, fun]}",
      "category: food is not one of rent, fun"),
-    ("{type: expect_column_values_to_not_be_in_set, column: category, value_set: [food]}", "category: food is not allowed"),
+    ("{type: expect_column_values_to_not_be_in_set, column: category, value_set: [food]}",
+     "category: food is not allowed"),
     ("{type: expect_column_values_to_match_regex, column: category, regex: ^x}", "category: food does not match ^x"),
     ("{type: expect_column_value_lengths_to_equal, column: category, value: 3}",
      "category: food does not meet expect_column_value_lengths_to_equal (value 3)"),
@@ -232,7 +231,7 @@ def test_reasons_are_words(entry: str, reason: str) -> None:
 
 
 ARGUMENTS = {
-    "column": "amount", "column_A": "amount", "column_B": "amount", "column_list": ["entity", "category"],
+    "column": "amount", "column_A": "amount", "column_B": "fee", "column_list": ["entity", "category"],
     "column_set": ["entity"], "value_set": [1, 2], "value_pairs_set": [[1, 1]], "regex": "^x", "regex_list": ["^x"],
     "quantile_ranges": {"quantiles": [0.5], "value_ranges": [[0, 1]]}, "type_": "float64", "value": 1, "threshold": 1,
     "double_sided": True, "strftime_format": "%Y", "sum_total": 3, "min_value": 0, "max_value": 100,
@@ -247,7 +246,7 @@ def test_every_type_that_is_offered_can_be_applied(name: str) -> None:
     if any(word in name for word in ("regex", "length", "strftime")):
         entry["column"] = "category"
     if "sum_to_equal" in name:
-        entry["column_list"] = ["amount", "amount"]
+        entry["column_list"] = ["amount", "fee"]
     suite = parse_suite(json.dumps({"expectations": [entry]}), "suite.yaml", PAYMENTS)
     rows = landed([{"amount": 200.0, "category": "x"}, {"category": None}, {"amount": None}], PAYMENTS)
     judged = judge(sort_out(rows, PAYMENTS), suite, PAYMENTS)
@@ -261,9 +260,9 @@ def test_every_type_that_is_offered_can_be_applied(name: str) -> None:
 # --- rows that cannot be read
 
 
-def test_unreadable_rows_keep_their_problems(folder: Path) -> None:
+def test_unreadable_rows_keep_their_problems(tmp_path: Path) -> None:
     """A row that ingest could not read is quarantined with ingest's words and its raw text."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     rows: list[dict[str, Any]] = [{} for _ in range(20)]
     rows[3] = {"flow": None, "problems": ["flow: 'n/a' is not a number"], "raw": '{"flow": "n/a"}'}
     land(ws, landed(rows))
@@ -272,28 +271,28 @@ def test_unreadable_rows_keep_their_problems(folder: Path) -> None:
     assert (row["reasons"], row["raw"]) == (["flow: 'n/a' is not a number"], '{"flow": "n/a"}')
 
 
-def test_a_day_that_is_mostly_unreadable_is_refused(folder: Path) -> None:
-    """When a source changes its format, the night stops and does not report silent machines; the suite sets the share."""
+def test_a_day_that_is_mostly_unreadable_is_refused(tmp_path: Path) -> None:
+    """When a source changes its format, the night stops and reports no silent machines; the suite sets the share."""
     rows = landed([{"problems": ["flow: 'x' is not a number"]}, {}])
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     land(ws, rows)
     with pytest.raises(GateRefusedError, match=r"50\.0% of the rows can be read, 90\.0% must be.*'x' is not a number"):
         validate(ws, DAY)
-    ws = workspace(folder, FLOW_BETWEEN + "}", head="readable: 0.5\n")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "}", head="readable: 0.5\n")
     assert validate(ws, DAY).rows_clean == 1
 
 
-def test_a_day_without_a_single_readable_row_is_refused(folder: Path) -> None:
+def test_a_day_without_a_single_readable_row_is_refused(tmp_path: Path) -> None:
     """Nothing is left for the suite to judge: the gate still refuses, with the reason."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     land(ws, landed([{"problems": ["flow: 'x' is not a number"]}]))
-    with pytest.raises(GateRefusedError, match="0.0% of the rows can be read"):
+    with pytest.raises(GateRefusedError, match=r"0\.0% of the rows can be read"):
         validate(ws, DAY)
 
 
-def test_infinite_is_quarantined_and_nan_is_missing(folder: Path) -> None:
+def test_infinite_is_quarantined_and_nan_is_missing(tmp_path: Path) -> None:
     """No infinite value reaches clean; not-a-number is a missing reading."""
-    ws = workspace(folder, "{type: expect_column_to_exist, column: load}", head="readable: 0.5\n")
+    ws = workspace(tmp_path, "{type: expect_column_to_exist, column: load}", head="readable: 0.5\n")
     land(ws, landed([{"load": float("inf")}, {"load": float("nan")}]))
     validate(ws, DAY)
     assert reasons(ws) == [["load: the value is infinite"]]
@@ -303,9 +302,9 @@ def test_infinite_is_quarantined_and_nan_is_missing(folder: Path) -> None:
 # --- duplicates
 
 
-def test_the_last_of_two_readings_at_one_time_stays(folder: Path) -> None:
+def test_the_last_of_two_readings_at_one_time_stays(tmp_path: Path) -> None:
     """A sensor has one reading at a time: the later file and row wins, the others are counted."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     same = {"event_time": NOON}
     land(
         ws, pl.concat([landed([{**same, "flow": 1}, {**same, "flow": 2}], file="b.csv"), landed([same], file="a.csv")])
@@ -358,7 +357,7 @@ def judged(rows: pl.DataFrame) -> tuple[Sorted, Judged]:
 
 
 @given(st.lists(ROW, max_size=12), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_no_row_is_lost_and_their_order_is_nothing(rows: list[dict[str, Any]], chance: random.Random) -> None:
     """Each landing row is clean, quarantined or duplicate, and a shuffled landing gives equal tables and messages."""
     frame = landed(rows)
@@ -373,9 +372,9 @@ def test_no_row_is_lost_and_their_order_is_nothing(rows: list[dict[str, Any]], c
     assert (first.refusals, first.warnings) == (second.refusals, second.warnings)
 
 
-def test_losing_a_row_is_an_error_and_writes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_losing_a_row_is_an_error_and_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The step counts what it writes; if a row were lost it would stop and leave the tables alone."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     land(ws, with_flows(10, 20))
 
     def losing(parts: Sorted, *rest: Any) -> Judged:
@@ -390,9 +389,9 @@ def test_losing_a_row_is_an_error_and_writes_nothing(folder: Path, monkeypatch: 
 # --- running again
 
 
-def test_a_second_run_does_nothing(folder: Path) -> None:
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     """Nothing changed: the recorded counts come back and no table gets a new version; by force the content is equal."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.5, severity: warning}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.5, severity: warning}")
     land(ws, with_flows(10, 812, 813))
     first = validate(ws, DAY)
     before = versions(ws), table(ws, "clean"), table(ws, "quarantine")
@@ -405,24 +404,24 @@ def test_a_second_run_does_nothing(folder: Path) -> None:
     assert json.dumps(asdict(first))
 
 
-def test_new_rows_and_a_new_suite_are_judged(folder: Path) -> None:
+def test_new_rows_and_a_new_suite_are_judged(tmp_path: Path) -> None:
     """A late file, a changed suite or a changed dataset makes the day be judged again; a comment does not."""
-    ws = workspace(folder, FLOW_BETWEEN + "mostly: 0.1}")
+    ws = workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.1}")
     land(ws, with_flows(10, 300))
     validate(ws, DAY)
     land(ws, landed([{"entity": "q"}], file="late.csv", digest="d9"))
     assert validate(ws, DAY).rows_clean == 3
-    workspace(folder, FLOW_BETWEEN + "mostly: 0.1} # as agreed")
+    workspace(tmp_path, FLOW_BETWEEN + "mostly: 0.1} # as agreed")
     assert validate(ws, DAY).skipped
-    workspace(folder, (FLOW_BETWEEN + "mostly: 0.1}").replace("400", "200"))
+    workspace(tmp_path, (FLOW_BETWEEN + "mostly: 0.1}").replace("400", "200"))
     assert validate(ws, DAY).rows_quarantined == 1
     other = Workspace(ws.dataset.model_copy(update={"zone": "Europe/Berlin"}), ws.home, ws.lake)
     assert not validate(other, DAY).skipped
 
 
-def test_only_the_day_itself_is_replaced(folder: Path) -> None:
+def test_only_the_day_itself_is_replaced(tmp_path: Path) -> None:
     """Other days of clean and their records stay as they are."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     tomorrow = DAY + timedelta(days=1)
     late = with_flows(30).with_columns(pl.lit(tomorrow).alias("day"), pl.lit("c.csv").alias("source"))
     land(ws, pl.concat([with_flows(10), late]))
@@ -434,9 +433,9 @@ def test_only_the_day_itself_is_replaced(folder: Path) -> None:
     assert states(ws, "validate")["day"].to_list() == [DAY, tomorrow]
 
 
-def test_a_day_without_rows_is_no_error_and_empties_what_was_there(folder: Path) -> None:
+def test_a_day_without_rows_is_no_error_and_empties_what_was_there(tmp_path: Path) -> None:
     """A silent source is reported with zero counts; rows that left the day leave its tables too."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     done = validate(ws, DAY)
     assert (done.rows_in, done.rows_clean, done.warnings) == (0, 0, [])
     land(ws, with_flows(10))
@@ -446,9 +445,9 @@ def test_a_day_without_rows_is_no_error_and_empties_what_was_there(folder: Path)
     assert table(ws, "clean").height == 0
 
 
-def test_clean_is_sorted_and_typed(folder: Path) -> None:
+def test_clean_is_sorted_and_typed(tmp_path: Path) -> None:
     """clean holds the declared columns, sorted by entity and event time."""
-    ws = workspace(folder, dataset=PAYMENTS)
+    ws = workspace(tmp_path, dataset=PAYMENTS)
     land(ws, landed([{"entity": "z"}, {"entity": "a"}, {"entity": "m"}], PAYMENTS))
     validate(ws, DAY)
     clean = table(ws, "clean")
@@ -456,9 +455,9 @@ def test_clean_is_sorted_and_typed(folder: Path) -> None:
     assert clean["entity"].to_list() == ["a", "m", "z"]
 
 
-def test_the_input_digest_needs_no_rows_and_tells_changes(folder: Path) -> None:
+def test_the_input_digest_needs_no_rows_and_tells_changes(tmp_path: Path) -> None:
     """The digest is of the day's source files and the suite, whatever else landed."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     land(ws, with_flows(10))
     first = input_digest(ws, DAY)
     assert input_digest(ws, DAY, ws.lake.landed()) == first
@@ -468,9 +467,9 @@ def test_the_input_digest_needs_no_rows_and_tells_changes(folder: Path) -> None:
     assert input_digest(ws, DAY) != first
 
 
-def test_a_state_comes_back_as_written(folder: Path) -> None:
+def test_a_state_comes_back_as_written(tmp_path: Path) -> None:
     """A step's record replaces its own of that day, and no other step's."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     state = State(DAY, "validate", "in", "cfg", None, {"rows": 3, "warnings": ["it's"]})
     write_state(ws, State(DAY, "score", "in", "cfg", "7"))
     write_state(ws, State(DAY, "validate", "old", "cfg"))
@@ -483,11 +482,24 @@ def test_a_state_comes_back_as_written(folder: Path) -> None:
 # --- the page
 
 
-def test_the_page_needs_no_network_and_runs_nothing(folder: Path) -> None:
+class Parts(HTMLParser):
+    """The tags and attributes of a page, as a browser finds them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.attributes: list[tuple[str, str]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+
+def test_the_page_needs_no_network_and_runs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Nothing is loaded from anywhere, no script is left, and a value that looks like a page is shown as text."""
     evil = '<script>alert(1)</script><img src="http://192.0.2.1/x">'
     ws = workspace(
-        folder,
+        tmp_path,
         "{type: expect_column_values_to_be_in_set, column: category, value_set: [food], severity: warning}",
         "{type: expect_column_distinct_values_to_be_in_set, column: category, value_set: [food], severity: info}",
         "{type: expect_column_most_common_value_to_be_in_set, column: category, value_set: [food], severity: info}",
@@ -496,18 +508,22 @@ def test_the_page_needs_no_network_and_runs_nothing(folder: Path) -> None:
     land(ws, landed([{"category": evil}, {"category": evil}, {}], PAYMENTS))
     done = validate(ws, DAY)
     page = Path(done.docs).read_text(encoding="utf-8")
-    assert not re.search(
-        r"<(script|link|img|iframe)\b|url\(|@import|\bsrc=.?http|href=.?http", page.replace("&quot;", "")
-    )
+    parts = Parts()
+    parts.feed(page)
+    assert not parts.tags & {"script", "link", "img", "iframe", "object", "embed", "form"}
+    assert not [value for name, value in parts.attributes if name in ("src", "href") and "//" in value]
+    assert not [name for name, _ in parts.attributes if name.startswith("on")]
+    assert not re.search(r"url\(|@import", page)
     assert "default-src 'none'" in page
     assert "&lt;script&gt;" in page
     assert "values must belong to this set" in page
-    assert done.warnings[0].split(":")[0] in page
+    assert all(html.escape(warning) in page for warning in done.warnings)
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
-def test_the_list_of_days_links_every_page(folder: Path) -> None:
+def test_the_list_of_days_links_every_page(tmp_path: Path) -> None:
     """index.html names each day with its outcome, the newest first, and nothing half-written is left."""
-    ws = workspace(folder)
+    ws = workspace(tmp_path)
     land(ws, with_flows(10))
     validate(ws, DAY)
     validate(ws, DAY + timedelta(days=1))

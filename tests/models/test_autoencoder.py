@@ -1,0 +1,349 @@
+"""The autoencoder: the law through the whole model, its loss, its training, and its files."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.autoencoder import (
+    AutoencoderConfig,
+    _Batches,
+    _hidden,
+    build_autoencoder,
+    expect,
+    fit,
+    last_segment,
+    load_model,
+    masked_loss,
+    save_model,
+)
+
+CONFIG = AutoencoderConfig(steps=3, rows=4, channels=2, filters=(5, 4), kernel=3, latent=4)
+FILLS = (0.0, 99.0, 1e30, np.nan, np.inf)
+property_test = settings(max_examples=10, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_autoencoder(CONFIG, seed=1)
+
+
+def windows(n, seed=0, config=CONFIG, valid=0.7):
+    """Random windows: values, observed, mask."""
+    rng = np.random.default_rng(seed)
+    shape = (n, config.steps, config.rows, config.channels)
+    mask = rng.random(shape[:3]) < valid
+    observed = (rng.random(shape) < 0.8) & mask[..., None]
+    return np.where(observed, rng.normal(size=shape), 0).astype("float32"), observed, mask
+
+
+def waves(n, seed=0, config=CONFIG):
+    """Windows that can be learned: sines of random phase, a few cells unobserved."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(config.steps * config.rows)[None, :, None] * 0.4
+    values = np.sin(time + rng.uniform(0, 6, (n, 1, 1)) + np.arange(config.channels))
+    shape = (n, config.steps, config.rows, config.channels)
+    observed = rng.random(shape) < 0.9
+    return values.reshape(shape).astype("float32"), observed, np.ones(shape[:3], bool)
+
+
+def inputs(values, visible, mask):
+    return {"values": values, "visible": visible.astype("float32"), "mask": mask}
+
+
+@property_test
+@given(seed=st.integers(0, 1000), fill=st.sampled_from(FILLS))
+def test_unseen_values_change_nothing(model, seed, fill):
+    """What stands in invisible cells and masked rows changes no output, and has a gradient of exactly 0."""
+    values, visible, mask = windows(4, seed)
+    other = np.where(visible, values, np.float32(fill))
+    upstream = tf.constant(np.random.default_rng(seed).normal(size=values.shape).astype("float32"))
+    results = []
+    for x in (values, other):
+        x = tf.constant(x)  # noqa: PLW2901 – the tape must watch a tensor
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            out = model(inputs(x, visible, mask))
+        results.append((out, *tape.gradient(out, [x, *model.trainable_variables], output_gradients=upstream)))
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert not results[1][1].numpy()[~visible].any()
+    assert not results[1][0].numpy()[~mask].any()
+
+
+@property_test
+@given(seed=st.integers(0, 1000), fill=st.sampled_from(FILLS))
+def test_flags_of_masked_rows_change_nothing(model, seed, fill):
+    """In a masked row not even the flags of visibility are read."""
+    values, visible, mask = windows(4, seed)
+    claimed = np.where(mask[..., None], visible, True)
+    other = np.where(mask[..., None], values, np.float32(fill))
+    np.testing.assert_array_equal(model(inputs(other, claimed, mask)), model(inputs(values, visible, mask)))
+
+
+@pytest.mark.parametrize(("steps", "latent"), [(3, 4), (4, 3), (6, 2)])
+@pytest.mark.parametrize("rows", [0, 2])
+def test_padding_changes_nothing(model, steps, latent, rows):
+    """The same window in a longer and wider one, with the same weights, has the same expected values."""
+    values, visible, mask = windows(3)
+    config = replace(CONFIG, steps=steps, latent=latent, rows=CONFIG.rows + rows)
+    bigger = build_autoencoder(config)
+    bigger.set_weights([placed(*pair) for pair in zip(model.get_weights(), bigger.get_weights(), strict=True)])
+    want = model(inputs(values, visible, mask))
+    for before, fill in zip(range(1 + steps - CONFIG.steps), FILLS, strict=False):
+        room = ((0, 0), (before, steps - CONFIG.steps - before), (0, rows))
+        padded = np.pad(values, (*room, (0, 0)), constant_values=np.float32(fill))
+        out = bigger(inputs(padded, np.pad(visible, (*room, (0, 0))), np.pad(mask, room)))
+        inside = np.asarray(out)[:, before : before + CONFIG.steps, : CONFIG.rows]
+        np.testing.assert_allclose(inside, want, atol=1e-6)
+
+
+def placed(weight, into):
+    """A weight in the corner of one that has room for more rows, whose own values stay beside it."""
+    out = into.copy()
+    out[tuple(slice(size) for size in weight.shape)] = weight
+    return out
+
+
+def test_nothing_valid_gives_zeros(model):
+    """A window without a real row gives zeros."""
+    values, visible, mask = windows(2)
+    out = model(inputs(np.full_like(values, np.nan), np.zeros_like(visible), np.zeros_like(mask)))
+    np.testing.assert_array_equal(out, np.zeros_like(values))
+
+
+def test_all_information_passes_a_bottleneck(model):
+    """What the decoder gets is at most half as many numbers as the window has cells, for wide latents too."""
+    for latent in (1, 4, 1000):
+        config = replace(CONFIG, latent=latent)
+        wide = build_autoencoder(config)
+        code = wide.get_layer("latent").output
+        assert 2 * code.shape[-1] <= config.steps * config.rows * config.channels
+    zero = [np.zeros_like(weight) for weight in model.get_layer("latent").get_weights()]
+    cut = build_autoencoder(CONFIG)
+    cut.get_layer("latent").set_weights(zero)
+    everything = np.ones((2, CONFIG.steps, CONFIG.rows), bool)
+    out = np.asarray(cut(inputs(*windows(2, valid=1)[:2], everything)))
+    np.testing.assert_array_equal(out[0], out[1])
+
+
+@property_test
+@given(st.integers(0, 1000), st.sampled_from(FILLS))
+def test_loss_is_the_formula(seed, fill):
+    """The loss is the mean over sequences of Σ w·huber / Σ w, whatever stands where w is 0."""
+    rng = np.random.default_rng(seed)
+    shape = (rng.integers(1, 5), 2, 3, 2)
+    values, expected = rng.normal(scale=2, size=(2, *shape)).astype("float32")
+    weight = (rng.uniform(0.5, 2, shape) * (rng.random(shape) < 0.5)).astype("float32")
+    weight[0] *= rng.random() < 0.5
+    each = []
+    for y, p, w in zip(values, expected, weight, strict=True):
+        error = np.abs(y - p)
+        huber = np.where(error <= 1, error**2 / 2, error - 0.5)
+        if w.sum() > 0:
+            each.append((w * huber).sum() / w.sum())
+    filled = np.where(weight > 0, values, np.float32(fill))
+    want = np.mean(each) if each else 0.0
+    np.testing.assert_allclose(masked_loss(filled, expected, weight), want, rtol=1e-5)
+
+
+@property_test
+@given(st.integers(0, 1000))
+def test_loss_has_no_gradient_where_nothing_counts(seed):
+    """The loss' gradient by an expected cell is 0 where w = 0, and finite beside NaN."""
+    values, observed, _ = windows(3, seed)
+    expected = tf.constant(np.random.default_rng(seed).normal(size=values.shape).astype("float32"))
+    with tf.GradientTape() as tape:
+        tape.watch(expected)
+        loss = masked_loss(np.where(observed, values, np.float32(np.nan)), expected, observed)
+    gradient = tape.gradient(loss, expected).numpy()
+    assert np.isfinite(gradient).all()
+    assert not gradient[~observed].any()
+    assert gradient[observed].all()
+
+
+def test_training_lowers_the_loss_and_is_deterministic():
+    """A few epochs halve the loss; the same seed gives the same weights and history, another seed others."""
+    data, held = waves(200), waves(40, seed=1)
+    histories, weights = [], []
+    for seed in (3, 3, 4):
+        network, told = build_autoencoder(CONFIG), []
+        keras.utils.set_random_seed(seed + 100 * len(weights))  # what ran before must not matter
+        histories.append(
+            fit(network, *data, validation=held, epochs=8, batch=16, seed=seed, hide_target=True,
+                on_epoch=lambda epoch, logs, told=told: told.append((epoch, logs["val_loss"])))
+        )  # fmt: skip
+        weights.append(np.concatenate([weight.ravel() for weight in network.get_weights()]))
+        assert told == list(enumerate(histories[-1]["val_loss"]))
+    assert histories[0]["loss"][-1] < histories[0]["loss"][0] / 2
+    assert histories[0] == histories[1]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    assert np.abs(weights[0] - weights[2]).max() > 1e-3
+
+
+def test_best_weights_are_restored_when_validation_stops_improving():
+    """Training on one thing and validating on its opposite stops early, with the best epoch's weights."""
+    values, observed, mask = waves(64)
+    network = build_autoencoder(CONFIG)
+    history = fit(
+        network, values, observed, mask, validation=(-3 - values, observed, mask), epochs=30, batch=16, hide=0
+    )
+    assert len(history["val_loss"]) < 30
+    expected = expect(network, -3 - values, observed, mask)
+    best = masked_loss(-3 - values, expected, observed)
+    np.testing.assert_allclose(best, min(history["val_loss"]), rtol=1e-4)
+
+
+def test_unobserved_values_do_not_reach_training():
+    """What stands in unobserved cells and masked rows changes no trained weight."""
+    values, observed, mask = windows(40)
+    results = []
+    for fill in (0.0, np.nan):
+        network = build_autoencoder(CONFIG)
+        fit(network, np.where(observed, values, np.float32(fill)), observed, mask, epochs=2, batch=16, hide=0.3)
+        results.append(network.get_weights())
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_last_batch_is_filled_with_windows_that_count_nothing(model):
+    """All batches have one shape, and the fill adds nothing to the loss."""
+    values, observed, mask = windows(7)
+    batches = _Batches(values, observed, mask, batch=5)
+    assert [len(batches[i][1]) for i in range(len(batches))] == [5, 5]
+    shown, true, weight = batches[1]
+    alone = masked_loss(values[5:], model(inputs(values[5:], observed[5:], mask[5:])), observed[5:])
+    np.testing.assert_allclose(masked_loss(true, model(shown), weight), alone, rtol=1e-5)
+
+
+def test_hidden_cells_are_drawn_as_asked():
+    """About the share `hide` is hidden, anew each epoch; with `hide_target` half of the last segments as well."""
+    values, observed, mask = windows(2000)
+    hidden = _hidden(mask, values.shape, 0.2, False, np.random.default_rng(0))
+    assert abs(hidden.mean() - 0.2) < 0.01
+    targets = _hidden(mask, values.shape, 0.0, True, np.random.default_rng(0))
+    whole = targets.all(axis=(2, 3))
+    np.testing.assert_array_equal(targets.any(axis=(2, 3)), whole)
+    chosen = whole.any(axis=1)
+    assert abs(chosen.mean() - 0.5) < 0.05
+    np.testing.assert_array_equal(whole[chosen].argmax(axis=1), last_segment(mask)[chosen])
+    batches = _Batches(values, observed, mask, batch=5, hide=0.2, shuffle=True)
+    before = batches[0]
+    batches.on_epoch_begin()
+    assert (before[0]["visible"] != batches[0][0]["visible"]).any()
+    assert before[2].sum() > before[0]["visible"].sum(), "hidden cells must count in the loss"
+
+
+def test_every_epoch_sees_other_hidden_cells_and_each_window_once():
+    """Through a whole fit, batches hold each window once an epoch, in another order and with other cells hidden."""
+    seen = []
+
+    class Watched(_Batches):
+        def __getitem__(self, index):
+            seen.append((self.epoch, index, self.order.copy(), self.hidden))
+            return super().__getitem__(index)
+
+    batches = Watched(*windows(20), batch=5, hide=0.3, shuffle=True)
+    network = build_autoencoder(CONFIG)
+    network.compile("sgd", jit_compile=False)
+    seen.clear()
+    network.fit(batches, epochs=2, verbose=0, shuffle=False)
+    epochs = sorted({epoch for epoch, *_ in seen})[-2:]
+    orders = [[order for e, _, order, _ in seen if e == epoch][-1] for epoch in epochs]
+    assert [sorted(order) for order in orders] == [list(range(20))] * 2
+    assert list(orders[0]) != list(orders[1])
+    assert [i for e, i, *_ in seen if e == epochs[-1]] == [0, 1, 2, 3]
+
+
+def test_expected_values_depend_on_one_window_alone(model):
+    """A window has the same expected values alone, in another order, and in batches of another size."""
+    data = windows(23)
+    all_at_once = expect(model, *data)
+    assert all_at_once.shape == data[0].shape
+    assert all_at_once.dtype == np.float32
+    order = np.random.default_rng(0).permutation(23)
+    shuffled = expect(model, *(part[order] for part in data), batch=4)
+    np.testing.assert_allclose(shuffled, all_at_once[order], atol=1e-6)
+    np.testing.assert_allclose(expect(model, *(part[7:8] for part in data)), all_at_once[7:8], atol=1e-6)
+    assert expect(model, *(part[:0] for part in data)).shape == (0, *data[0].shape[1:])
+
+
+def test_hidden_cells_are_not_seen(model):
+    """What stands in hidden cells changes nothing, but what stands in visible ones does."""
+    values, observed, mask = windows(6)
+    hidden = np.random.default_rng(0).random(values.shape) < 0.4
+    other = np.where(hidden, values + 5, values).astype("float32")
+    want = expect(model, values, observed, mask, hidden=hidden)
+    np.testing.assert_array_equal(expect(model, other, observed, mask, hidden=hidden), want)
+    assert np.abs(expect(model, other, observed, mask) - expect(model, values, observed, mask)).max() > 1e-3
+
+
+@property_test
+@given(st.integers(0, 1000), st.sampled_from((0.05, 0.3, 1.0)))
+def test_last_segment_is_the_last_step_with_a_real_row(seed, valid):
+    """The index of the last step with a real row; −1 where there is none."""
+    _, _, mask = windows(5, seed, valid=valid)
+    want = [max((s for s in range(mask.shape[1]) if window[s].any()), default=-1) for window in mask]
+    np.testing.assert_array_equal(last_segment(mask), want)
+
+
+LOAD = """
+import sys, numpy as np
+from pathlib import Path
+from models.autoencoder import expect, load_model
+folder = Path(sys.argv[1])
+model, config = load_model(folder)
+with np.load(folder / "data.npz", allow_pickle=False) as data:
+    np.save(folder / "expected.npy", expect(model, data["values"], data["observed"], data["mask"]))
+print(config)
+"""
+
+
+def test_round_trip_in_a_fresh_process(tmp_path):
+    """A trained model that another process loads has the same config and expects the same to the bit."""
+    network = build_autoencoder(CONFIG, seed=5)
+    values, observed, mask = windows(9)
+    fit(network, values, observed, mask, epochs=1, batch=8)
+    save_model(network, CONFIG, tmp_path / "model")
+    np.savez(tmp_path / "model" / "data.npz", values=values, observed=observed, mask=mask)
+    done = subprocess.run(
+        [sys.executable, "-c", LOAD, str(tmp_path / "model")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == str(CONFIG)
+    np.testing.assert_array_equal(np.load(tmp_path / "model" / "expected.npy"), expect(network, values, observed, mask))
+
+
+def test_a_missing_model_is_named(tmp_path):
+    """Loading from a folder without a model raises FileNotFoundError with the file's name."""
+    with pytest.raises(FileNotFoundError, match=r"model\.json"):
+        load_model(tmp_path)
+
+
+def test_same_seed_builds_the_same_model():
+    """The weights of a new model follow from its seed alone."""
+    one, same, other = (build_autoencoder(CONFIG, seed=seed).get_weights() for seed in (1, 1, 2))
+    assert all((a == b).all() for a, b in zip(one, same, strict=True))
+    assert any((a != b).any() for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v, o[:-1], m), "do not fit together"),
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v, o, m[..., :-1]), "do not fit together"),
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v * np.nan, o, m), "observed cell is NaN"),
+        (lambda v, o, m: fit(build_autoencoder(CONFIG), v[:0], o[:0], m[:0]), "no windows"),
+        (lambda v, o, m: AutoencoderConfig(3, 4, 0), "at least 1"),
+        (lambda v, o, m: AutoencoderConfig(3, 4, 2, filters=()), "needs filters"),
+    ],
+)
+def test_mistakes_are_named(call, message):
+    """Data that do not fit, and sizes that cannot be, raise a ValueError that says so."""
+    with pytest.raises(ValueError, match=message):
+        call(*windows(3))
