@@ -140,13 +140,13 @@ def fit(
     batch: int = 64,
     seed: int = 0,
     hide: float = 0.2,
-    hide_target: bool = False,
+    groups: int = 0,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
 ) -> dict[str, list[float]]:
     """Train by masked prediction; return the losses by epoch, `{"loss": […], "val_loss": […]}`.
 
-    Every epoch hides another share `hide` of the observed cells from the network, and with `hide_target` in half of
-    the windows the whole last segment, while the loss counts all observed cells. The learning rate falls along a
+    Every epoch hides another share `hide` of the observed cells from the network, and with `groups` > 0 in half of the
+    windows one of the channel groups (see `hide_group`) of the last segment, while the loss counts all observed cells. The learning rate falls along a
     cosine; with a validation set training stops once it no longer improves, and the best weights are restored. The
     same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after every epoch, which counts from 0.
 
@@ -154,13 +154,11 @@ def fit(
     """
     if not len(values):
         raise ValueError("There are no windows to train on: give fit at least one.")
-    training = _Batches(
-        values, observed, mask, batch=batch, seed=seed, hide=hide, hide_target=hide_target, shuffle=True
-    )
+    training = _Batches(values, observed, mask, batch=batch, seed=seed, hide=hide, groups=groups, shuffle=True)
     held_out = None
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=on_epoch)] if on_epoch else []
     if validation is not None:
-        held_out = _Batches(*validation, batch=batch, seed=seed + 1, hide=hide, hide_target=hide_target, shuffle=False)
+        held_out = _Batches(*validation, batch=batch, seed=seed + 1, hide=hide, groups=groups, shuffle=False)
         callbacks.append(keras.callbacks.EarlyStopping(patience=max(3, epochs // 5), restore_best_weights=True))
     keras.utils.set_random_seed(seed)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, decay_steps=epochs * len(training), alpha=0.02)
@@ -208,16 +206,16 @@ class _Batches(keras.utils.PyDataset):
         hidden: Flags | None = None,
         seed: int = 0,
         hide: float = 0.0,
-        hide_target: bool = False,
+        groups: int = 0,
         shuffle: bool = False,
     ) -> None:
         super().__init__()
         self.values, self.observed, self.mask = values, _countable(values, observed, mask), mask
         self.batch, self.seed, self.epoch = batch, seed, 0
-        self.hide, self.hide_target, self.shuffle = hide, hide_target, shuffle
+        self.hide, self.groups, self.shuffle = hide, groups, shuffle
         self.order = np.arange(len(values))
         self.hidden = np.zeros_like(self.observed) if hidden is None else hidden
-        self.drawn = hidden is None and (hide > 0 or hide_target)
+        self.drawn = hidden is None and (hide > 0 or groups > 0)
         self.on_epoch_begin()
 
     def on_epoch_begin(self) -> None:
@@ -227,7 +225,7 @@ class _Batches(keras.utils.PyDataset):
             self.order = random.permutation(len(self.values))
             self.epoch += 1
         if self.drawn:
-            self.hidden = _hidden(self.mask, self.observed.shape, self.hide, self.hide_target, random)
+            self.hidden = _hidden(self.mask, self.observed.shape, self.hide, self.groups, random)
 
     def __len__(self) -> int:
         return math.ceil(len(self.values) / self.batch)
@@ -256,13 +254,24 @@ def _countable(values: Values, observed: Flags, mask: Flags) -> Flags:
     return cells
 
 
-def _hidden(mask: Flags, shape: tuple[int, ...], hide: float, hide_target: bool, random: np.random.Generator) -> Flags:
-    """Return cells to hide: a random share, and the last segment of half of the windows with `hide_target`."""
+def _hidden(mask: Flags, shape: tuple[int, ...], hide: float, groups: int, random: np.random.Generator) -> Flags:
+    """Return cells to hide: a random share, and in half of the windows one channel group of the last segment."""
     hidden = random.random(shape, dtype=np.float32) < hide
-    if hide_target:
-        target = np.arange(shape[1]) == last_segment(mask)[:, None]
-        hidden |= (target & (random.random((shape[0], 1)) < 0.5))[..., None, None]
+    if groups:
+        drawn = random.integers(2 * groups, size=shape[0])  # numbers that are no group leave the segment visible
+        hidden |= hide_group(last_segment(mask), shape, drawn, groups)
     return hidden
+
+
+def hide_group(target: NDArray[np.int64], shape: tuple[int, ...], group: NDArray[np.int64] | int, groups: int) -> Flags:
+    """Return cells `shape` = (n, steps, rows, channels) to hide: one group of channels in each window's target step.
+
+    Channel c is in group c modulo `groups`: with 1 the whole segment is predicted from what came before it, with 2 each
+    half of the channels also from the other half, so that a sensor that stops agreeing with the others stands out.
+    """
+    at_target = np.arange(shape[1]) == target[:, None]
+    in_group = np.arange(shape[3]) % groups == np.broadcast_to(group, shape[:1])[:, None]
+    return np.broadcast_to(at_target[:, :, None, None] & in_group[:, None, None, :], shape)
 
 
 def _filled(part: NDArray[Any], batch: int) -> NDArray[Any]:

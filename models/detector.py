@@ -15,6 +15,7 @@ from models.scaler import RobustScaler
 from models.threshold import Tail, Threshold
 
 FORMAT = 1
+SCALERS = ("scaler", "error", "residual")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +25,11 @@ class Detector:
     about: the dataset, what it was trained on and when in event time, as plain values
     channels: the channels' names, in the order of the tensors' last axis
     encodings: for each categorical feature, category to value
-    scaler: of the channels; residual: of the smoothed errors, learned on calibration data
+    scaler: of the channels; error: of the reconstruction errors; residual: of the errors less their slow baseline and
+        smoothed; the latter two learned on calibration data
+    tau: steps in which the slow baseline follows an error (0: there is none)
     alpha: weight of the newest error in the smoothing (1: none)
-    hide_target: whether the segment that is scored is hidden from the network, which then predicts it
+    groups: in how many groups of channels the scored segment is hidden in turn, to be predicted; 0: it is never hidden
     """
 
     config: AutoencoderConfig
@@ -35,9 +38,11 @@ class Detector:
     channels: tuple[str, ...]
     encodings: Mapping[str, Mapping[str, float]]
     scaler: RobustScaler
+    error: RobustScaler
     residual: RobustScaler
+    tau: float
     alpha: float
-    hide_target: bool
+    groups: int
     threshold: Threshold
 
     def save(self, folder: Path) -> None:
@@ -49,10 +54,10 @@ class Detector:
             "about": dict(self.about),
             "channels": list(self.channels),
             "encodings": {name: dict(codes) for name, codes in self.encodings.items()},
+            "tau": self.tau,
             "alpha": self.alpha,
-            "hide_target": self.hide_target,
-            "scaler": list(self.scaler.entities),
-            "residual": list(self.residual.entities),
+            "groups": self.groups,
+            **{name: list(getattr(self, name).entities) for name in SCALERS},
             "threshold": {name: value for name, value in asdict(self.threshold).items() if name != "quantiles"},
         }
         text = json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True)
@@ -60,10 +65,9 @@ class Detector:
         np.savez_compressed(
             folder / "arrays.npz",
             quantiles=self.threshold.quantiles,
-            scaler_center=self.scaler.center,
-            scaler_scale=self.scaler.scale,
-            residual_center=self.residual.center,
-            residual_scale=self.residual.scale,
+            **{
+                f"{name}_{what}": getattr(getattr(self, name), what) for name in SCALERS for what in ("center", "scale")
+            },
         )
 
     @classmethod
@@ -81,10 +85,10 @@ class Detector:
                 about=facts["about"],
                 channels=tuple(facts["channels"]),
                 encodings=facts["encodings"],
-                scaler=_scaler(facts["scaler"], arrays["scaler_center"], arrays["scaler_scale"]),
-                residual=_scaler(facts["residual"], arrays["residual_center"], arrays["residual_scale"]),
+                **{name: _scaler(facts[name], arrays[f"{name}_center"], arrays[f"{name}_scale"]) for name in SCALERS},
+                tau=facts["tau"],
                 alpha=facts["alpha"],
-                hide_target=facts["hide_target"],
+                groups=facts["groups"],
                 threshold=Threshold(**threshold, quantiles=arrays["quantiles"]),
             )
 

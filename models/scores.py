@@ -25,6 +25,30 @@ def smooth(error: NDArray[np.float32], sequence: NDArray[np.int64], alpha: float
     return np.where(np.isnan(error), np.float32(np.nan), smoothed)
 
 
+def slow_baseline(error: NDArray[np.float32], sequence: NDArray[np.int64], tau: float) -> NDArray[np.float32]:
+    """What each standardised error `(n, channels)` was slowly drifting around before its step, along each sequence.
+
+    `b += clip(error - b, -1, 1) / tau` from 0: a machine that ages takes its baseline along, while a fault can move it
+    by one standard deviation in `tau` steps at most (Huber's clipped innovations in an exponentially weighted mean).
+    From the past only; NaN does not move it. All sequences are run side by side, a step of each at a time.
+    """
+    if tau <= 0 or len(error) == 0:
+        return np.zeros_like(error)
+    starts = np.flatnonzero(np.r_[True, sequence[1:] != sequence[:-1]])
+    length = np.diff(np.r_[starts, len(sequence)])
+    by_length = np.argsort(-length, kind="stable")  # so that the sequences that still run are the first ones
+    starts, length = starts[by_length], length[by_length]
+    running = np.searchsorted(-length, -np.arange(length[0]), side="left")
+    now = np.zeros((len(starts), error.shape[1]), np.float32)
+    out = np.empty_like(error)
+    for step in range(length[0]):
+        alive = running[step]
+        rows = starts[:alive] + step
+        out[rows] = now[:alive]
+        now[:alive] += np.nan_to_num(np.clip(error[rows] - now[:alive], -1, 1)) / np.float32(tau)
+    return out
+
+
 def combine(error: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score `(n,)` and contributions `(n, channels)` of standardised errors `(n, channels)`; NaN cells do not count.
 

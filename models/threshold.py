@@ -85,7 +85,7 @@ def calibrate(
         raise ValueError("there are no scores to calibrate the threshold on")
     start = float(np.quantile(score, 1 - TAIL_SHARE))
     peaks = cluster_peaks(score, run, time, start, merge)
-    value = _level(peaks, budget * entity_days, start)
+    value = _level(peaks, cautious(budget * entity_days), start)
     return Threshold(
         value=value,
         budget=budget,
@@ -95,6 +95,15 @@ def calibrate(
         tail=_fit(score[score > start], start, float(np.mean(score > start))),
         steps=len(score),
     )
+
+
+def cautious(allowed: float) -> float:
+    """How many incidents calibration may show for the true rate to be at most `allowed`, four times out of five.
+
+    A one-sided Poisson bound (normal approximation). What little calibration data says is taken with caution; with
+    much of it the bound comes close to `allowed` itself.
+    """
+    return max(allowed - 0.84 * float(np.sqrt(allowed)), 0.3 * allowed)
 
 
 def cluster_peaks(

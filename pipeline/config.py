@@ -21,6 +21,8 @@ from pipeline.errors import ConfigError
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST = 100 * 366 * 86400  # seconds; a longer duration is a typing error
+# Windows before a day that a sensor is scored over too, for smoothing and slow baseline to settle.
+WARM_UP = 16
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 # What the pipeline itself calls the columns of its tables; a feature of that name would hide them.
@@ -149,12 +151,12 @@ class Window(Strict):
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
-    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([32, 16], min_length=1, max_length=4)
+    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([16, 8], min_length=1, max_length=4)
     kernel: int = Field(3, ge=1, le=31)
-    latent: int = Field(16, ge=1, le=1024)
-    epochs: int = Field(30, ge=1, le=1000)
+    latent: int = Field(8, ge=1, le=1024)
+    epochs: int = Field(15, ge=1, le=1000)
     batch: int = Field(64, ge=1, le=65536)
-    windows: int = Field(8000, ge=64, description="at most this many training windows, drawn with the seed")
+    windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")
     seed: int = Field(0, ge=0)
 
 
@@ -162,7 +164,7 @@ class Training(Strict):
     """How the history is divided in time: train, then calibration, then holdout."""
 
     days: int = Field(28, ge=1, description="how many days before the training day the scheduled training learns from")
-    calibration: float = Field(0.2, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
+    calibration: float = Field(0.3, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
     holdout: float = Field(0.1, ge=0, lt=0.9, description="share of the time for the final evaluation")
 
     @model_validator(mode="after")
@@ -275,7 +277,7 @@ class Dataset(Strict):
             return self.history
         if self.kind == "sensor":
             assert self.cadence is not None
-            return self.cadence * self.window_length * 2  # twice a window, so that gaps leave enough context
+            return self.cadence * self.window_length * (WARM_UP + 2)  # a window, and one more for what gaps take away
         return timedelta(days=30)
 
     @property

@@ -78,7 +78,7 @@ def propose(name: str, source_glob: str, entity: str, event_time: str, *, datase
     _refuse_names(name, file, suite)
     path = _relative_to(source_glob, file.parent)
     where = resolve_path(path, file.parent, Home.at())
-    form = _format(name, path, where)
+    form = _format(name, source_glob, where)
     sample = _sample(name, where, form, entity, event_time)
     text = _yaml(name, path, form, entity, event_time, sample, os.path.relpath(suite, file.parent))
     dataset = Dataset(**yaml.safe_load(text), file=file)
@@ -115,13 +115,13 @@ def _relative_to(glob: str, folder: Path) -> str:
     return os.path.relpath(Path.cwd() / glob, folder)
 
 
-def _format(name: str, path: str, where: str) -> str:
-    found = next((form for ending, form in FORMATS.items() if path.endswith(ending)), None)
+def _format(name: str, glob: str, where: str) -> str:
+    found = next((form for ending, form in FORMATS.items() if glob.endswith(ending)), None)
     if found is None and is_delta(where):
         return "delta"
     if found is None:
         raise ConfigError(
-            f"{name}: cannot tell the format of {path}; --source must end with {', '.join(FORMATS)} or be a Delta table"
+            f"{name}: cannot tell the format of {glob}; --source must end with {', '.join(FORMATS)} or be a Delta table"
         )
     return found
 

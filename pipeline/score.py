@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.config import Dataset, Window
+from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.sequences import Steps, Windows, build_steps, cut_windows, scatter
 from pipeline.state import State, read_state, states, write_state
@@ -23,6 +23,7 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
+    from models.scaler import RobustScaler
 
 log = logging.getLogger("nightsift.score")
 
@@ -58,12 +59,26 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Predicted:
+    """What the network expects of the steps of a `Steps`; NaN where a step is neither target nor warm-up.
+
+    targets: `(n,)` bool, the steps to score
+    expected: `(n, channels)` float32, scaled as the channels are after the scaler
+    error: `(n, channels)` float32, observed minus expected, NaN where not observed
+    """
+
+    targets: NDArray[np.bool_]
+    expected: NDArray[np.float32]
+    error: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Judged:
     """Results for the steps of a `Steps`; NaN where a step was not a target.
 
     score: `(n,)` float64; contribution: `(n, channels)` float64, shares that add up to 1
-    expected: `(n, channels)` float32, scaled as the channels are after the scaler
-    residual: `(n, channels)` float32, smoothed reconstruction errors before standardising
+    expected: as `Predicted` has it
+    residual: `(n, channels)` float32, errors less their slow baseline, smoothed, before the last standardising
     """
 
     score: NDArray[np.float64]
@@ -177,7 +192,12 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
     order = ["entity", "event_time", *(["event_id"] if ws.dataset.event_id else [])]
     frame = pl.concat(frames).sort(order, maintain_order=True)
-    ws.lake.replace("scores", day, frame.select(name for name in scores_schema(ws.dataset) if name != "day"), detector=first.detector)
+    ws.lake.replace(
+        "scores",
+        day,
+        frame.select(name for name in scores_schema(ws.dataset) if name != "day"),
+        detector=first.detector,
+    )
     summary = _summary(frame, first)
     write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
     ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
@@ -219,19 +239,32 @@ def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, tar
 
 def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
     """Score the steps where `targets` `(n,)` is True; each one's result depends on its own entity's steps only."""
-    from models.scores import combine, smooth
+    return weigh(detector, steps, predict(detector, steps, targets))
 
-    names = steps.names
-    rows = detector.scaler.rows(steps.entity, names)
-    scaled = detector.scaler.transform(steps.values, steps.observed, rows)
-    warm = warm_up(steps, targets, 0 if detector.alpha >= 1 else 2 * detector.config.rows)
-    expected = expected_values(detector, steps, scaled, warm)
-    error = np.where(steps.observed, scaled - expected, np.float32(np.nan))
-    residual = np.where(targets[:, None], smooth(error, steps.sequence, detector.alpha), np.float32(np.nan))
-    rows = detector.residual.rows(steps.entity, names)
-    standardised = (residual - detector.residual.center[rows]) / detector.residual.scale[rows]
-    score, contribution = combine(standardised)
-    return Judged(score, contribution, expected, residual)
+
+def predict(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Predicted:
+    """What the network expects of the targets, and of what a sensor's smoothing and slow baseline settle on."""
+    scaled = detector.scaler.transform(steps.values, steps.observed, detector.scaler.rows(steps.entity, steps.names))
+    length = WARM_UP * detector.config.steps * detector.config.rows if detector.tau else 0
+    expected = expected_values(detector, steps, scaled, warm_up(steps, targets, length))
+    return Predicted(targets, expected, np.where(steps.observed, scaled - expected, np.float32(np.nan)))
+
+
+def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
+    """Scores from reconstruction errors: less the slow baseline, smoothed, standardised, combined."""
+    from models.scores import combine, slow_baseline, smooth
+
+    error = standardise(detector.error, steps, predicted.error)
+    residual = smooth(error - slow_baseline(error, steps.sequence, detector.tau), steps.sequence, detector.alpha)
+    residual = np.where(predicted.targets[:, None], residual, np.float32(np.nan))
+    score, contribution = combine(standardise(detector.residual, steps, residual))
+    return Judged(score, contribution, predicted.expected, residual)
+
+
+def standardise(scaler: "RobustScaler", steps: Steps, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`values` `(n, channels)` less the centre and over the scale of each step's entity; NaN stays NaN."""
+    rows = scaler.rows(steps.entity, steps.names)
+    return ((values - scaler.center[rows]) / scaler.scale[rows]).astype(np.float32)
 
 
 def warm_up(steps: Steps, targets: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
@@ -249,17 +282,33 @@ def warm_up(steps: Steps, targets: NDArray[np.bool_], length: int) -> NDArray[np
 def expected_values(
     detector: "Detector", steps: Steps, scaled: NDArray[np.float32], targets: NDArray[np.bool_]
 ) -> NDArray[np.float32]:
-    """`(n, channels)` float32: what the network expects of each target step; NaN elsewhere."""
-    from models.autoencoder import expect
+    """`(n, channels)` float32: what the network expects of each target step; NaN elsewhere.
 
+    Each group of the detector's channels is hidden in turn, so that no value helps to predict itself.
+    """
     windows = cut_windows(steps, targets, Window(steps=detector.config.steps, rows=detector.config.rows))
     out = np.full(scaled.shape, np.nan, np.float32)
     for start in range(0, len(windows), CHUNK):
         part = windows.take(np.arange(start, min(start + CHUNK, len(windows))))
-        values, observed = tensors(part, scaled, steps.observed)
-        hidden = hide_targets(part.target, observed) if detector.hide_target else None
-        result = expect(detector.model, values, observed, observed.any(-1), hidden=hidden)
-        scatter(part, result[np.arange(len(part)), part.target], out)
+        scatter(part, _expect_targets(detector, part, *tensors(part, scaled, steps.observed)), out)
+    return out
+
+
+def _expect_targets(
+    detector: "Detector", part: Windows, values: NDArray[np.float32], observed: NDArray[np.bool_]
+) -> NDArray[np.float32]:
+    """What the network expects of the target segments, `(windows, rows, channels)`."""
+    from models.autoencoder import expect, hide_group
+
+    mask, at_target = observed.any(-1), (np.arange(len(part)), part.target)
+    if detector.groups == 0:
+        return expect(detector.model, values, observed, mask)[at_target]
+    channel_group = np.arange(detector.config.channels) % detector.groups
+    out = np.empty((len(part), *values.shape[2:]), np.float32)
+    for group in range(detector.groups):
+        hidden = hide_group(part.target, values.shape, group, detector.groups)
+        result = expect(detector.model, values, observed, mask, hidden=hidden)[at_target]
+        out[..., channel_group == group] = result[..., channel_group == group]
     return out
 
 
@@ -272,12 +321,6 @@ def tensors(
     """`values` float32 and `observed` bool, both `(windows, steps, rows, channels)`, as the network takes them."""
     values = windows.gather(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT))
     return values, windows.gather(observed)
-
-
-def hide_targets(target: NDArray[np.int64], observed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`(windows, steps, rows, channels)` bool: the observed cells of each window's target segment."""
-    at_target = np.arange(observed.shape[1]) == target[:, None]
-    return observed & at_target[:, :, None, None]
 
 
 def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:

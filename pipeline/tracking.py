@@ -146,10 +146,10 @@ def rollback(ws: Workspace) -> str:
 
 
 def champion(ws: Workspace) -> Version:
-    """The champion, copied to the state folder once; raises `NightsiftError` where there is none."""
+    """The champion, copied to the state folder once; raises `ConfigError` where there is none."""
     found = find(ws, CHAMPION)
     if found is None:
-        raise NightsiftError(
+        raise ConfigError(
             f"{ws.dataset.name} has no detector yet; train one: nightsift train {ws.dataset.name} --from DAY --to DAY"
         )
     return found

@@ -23,13 +23,14 @@ from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
-from pipeline.score import SILENCE, Judged, judge, read_clean, tensors
+from pipeline.score import SILENCE, Judged, judge, predict, read_clean, tensors, weigh
 from pipeline.sequences import Steps, build_steps, cut_windows, learn_encodings
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
+    from models.scaler import RobustScaler
 
 log = logging.getLogger("nightsift.train")
 
@@ -37,6 +38,10 @@ MIN_STEPS = 64
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
 SMOOTHING = {"sensor": 0.3, "transaction": 1.0}  # weight of the newest error; an event stands for itself
+# Windows in which a sensor's slow baseline follows its errors; events have none.
+BASELINE = {"sensor": 8, "transaction": 0}
+# An event is predicted from those before it; a sensor also from the sensors beside it.
+GROUPS = {"sensor": 2, "transaction": 1}
 INJECTED = 200  # stretches of the holdout that are made abnormal, one at a time
 TOLERANCE = 0.1  # how much less of the injected anomalies a challenger may find than the champion
 Progress = Callable[[str], None]
@@ -129,7 +134,6 @@ def learn(
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
     """
     from models.autoencoder import AutoencoderConfig, build_autoencoder
-
     from models.detector import Detector
     from models.scaler import RobustScaler
     from models.threshold import Threshold
@@ -158,9 +162,11 @@ def learn(
         channels=tuple(dataset.channels),
         encodings=encodings,
         scaler=scaler,
+        error=blank,
         residual=blank,
+        tau=BASELINE[dataset.kind] * dataset.window_length,
         alpha=SMOOTHING[dataset.kind],
-        hide_target=dataset.kind == "transaction",
+        groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
         threshold=Threshold.blank(dataset.threshold.false_alarms),
     )
     _fit(detector, dataset, steps, part, say)
@@ -203,7 +209,7 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     validation = (held[0], held[1], held[1].any(-1)) if len(held[0]) else None
     history = fit(
         detector.model, values, observed, observed.any(-1), validation=validation, epochs=dataset.model.epochs,
-        batch=dataset.model.batch, seed=dataset.model.seed, hide_target=detector.hide_target,
+        batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,
         on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say),
     )  # fmt: skip
     tracking.log_figure(figures.learning_curve(history), "learning_curve")
@@ -230,21 +236,19 @@ def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
 def _calibrate(
     detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress
 ) -> "Detector":
-    """The detector with residual scale and threshold from the calibration part."""
-    from models.scaler import RobustScaler
+    """The detector with the scales of its errors and the threshold from the calibration part."""
     from models.threshold import calibrate
 
     targets = part == CALIBRATION
-    residual = judge(detector, steps, targets).residual
-    seen = np.isfinite(residual) & targets[:, None]
-    if not seen.any():
+    predicted = predict(detector, steps, targets)
+    if not np.isfinite(predicted.error[targets]).any():
         raise GateRefusedError(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
+    detector = replace(detector, error=_learn_scale(predicted.error, steps, targets))
+    detector = replace(detector, residual=_learn_scale(weigh(detector, steps, predicted).residual, steps, targets))
+    judged = weigh(detector, steps, predicted)
     chosen = np.flatnonzero(targets)
-    scale = RobustScaler.learn(np.nan_to_num(residual[chosen]), seen[chosen], steps.entity[chosen], steps.names)
-    detector = replace(detector, residual=scale)
-    judged = judge(detector, steps, targets)
     threshold = calibrate(
         judged.score[chosen], steps.entity[chosen], steps.time[chosen],
         merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
@@ -253,6 +257,14 @@ def _calibrate(
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
     return replace(detector, threshold=threshold)
+
+
+def _learn_scale(values: NDArray[np.float32], steps: Steps, targets: NDArray[np.bool_]) -> "RobustScaler":
+    """Centre and scale of the finite `values` `(n, channels)` of the target steps, by entity."""
+    from models.scaler import RobustScaler
+
+    part = values[targets]
+    return RobustScaler.learn(np.nan_to_num(part), np.isfinite(part), steps.entity[targets], steps.names)
 
 
 def entity_days(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:

@@ -4,11 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Importing airflow.sdk here must not write to the home of whoever runs the tests.
+_SCRATCH = tempfile.TemporaryDirectory()
+os.environ["AIRFLOW_HOME"] = _SCRATCH.name
 
 HERE = Path(__file__).parent
 SHIPPED = HERE.parents[1] / "datasets"

@@ -22,7 +22,10 @@ def run(dag_id: str, conf: dict[str, Any]) -> dict[str, Any]:
     tasks = result.get_task_instances()
     return {
         "state": str(result.state),
-        "tasks": [{"id": ti.task_id, "state": str(ti.state), "label": ti.rendered_map_index} for ti in tasks],
+        "tasks": [
+            {"id": ti.task_id, "state": str(ti.state), "label": ti.rendered_map_index, "tries": ti.try_number}
+            for ti in tasks
+        ],
         "xcom": {ti.task_id: ti.xcom_pull(task_ids=ti.task_id) for ti in tasks if ti.map_index < 0},
     }
 

@@ -44,20 +44,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("home")
     datasets = home / "datasets"
     shutil.copytree(SHIPPED, datasets)
-    process = subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(home / "var"), str(datasets)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    lines = []
-    for line in process.stdout:
-        lines.append(line.strip())
-        if "Ctrl-C" in line:
-            break
-    try:
-        yield Served(process, lines, home / "var", datasets)
-    finally:
-        process.terminate()
-        process.wait(60)
+    command = [sys.executable, "-c", SERVE, str(home / "var"), str(datasets)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line.strip())
+            if "Ctrl-C" in line:
+                break
+        try:
+            yield Served(process, lines, home / "var", datasets)
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")

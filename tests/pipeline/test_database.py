@@ -173,7 +173,7 @@ def server_programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The address of a server on 127.0.0.1 that lives as long as this module's tests."""
     programs, folder = server_programs(), Path(f"/tmp/nightsift-postgres-{os.getpid()}")
     with closing(socket.socket()) as probe:

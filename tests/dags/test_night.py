@@ -1,0 +1,123 @@
+"""Whole runs of the DAGs with the real steps, on a small dataset: training, a night, a backfill, a refused night."""
+
+import json
+import shutil
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline.simulate import simulate
+from pipeline.tables import scores_schema
+from pipeline.workspace import Workspace, open_workspace
+from tests.dags.conftest import HERE, SHIPPED, airflow_env
+
+SMALL = """
+window: {steps: 4, rows: 4}
+model: {filters: [8], latent: 4, epochs: 2, windows: 256}
+shards: 2
+"""
+NIGHT, NEXT, REFUSED = "2026-03-05", "2026-03-06", "2026-03-07"
+RUNS = [
+    ("pumps_train", {"from": "2026-03-02", "to": "2026-03-05"}),
+    ("pumps_nightly", {"day": NIGHT}),
+    ("pumps_backfill", {"first": NIGHT, "last": NEXT}),
+    ("pumps_backfill", {"first": NIGHT, "last": NEXT, "overwrite": True}),
+    ("pumps_nightly", {"day": REFUSED}),
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six days of two pumps, of which the last shows a flow that no pump can have."""
+    root = tmp_path_factory.mktemp("night")
+    (root / "datasets").mkdir()
+    shutil.copytree(SHIPPED.parent / "expectations", root / "expectations")
+    pumps = (SHIPPED / "pumps.yaml").read_text().replace("window: {steps: 8, rows: 8}", SMALL, 1)
+    (root / "datasets" / "pumps.yaml").write_text(pumps)
+    source = root / "var" / "source" / "pumps"
+    simulate("pumps", days=6, entities=2, seed=1, folder=source, anomalies=0.5, anomalies_from=3)
+    last = source / f"pumps-{REFUSED}.parquet"
+    pl.read_parquet(last).with_columns(flow=pl.lit(-999.0)).write_parquet(last)
+    return root
+
+
+@pytest.fixture(scope="module")
+def runs(root: Path) -> list[dict[str, Any]]:
+    """How each of `RUNS` ended, one after the other in one Airflow."""
+    asked, out = root / "asked.json", root / "out.json"
+    asked.write_text(json.dumps(RUNS))
+    done = subprocess.run(
+        [sys.executable, HERE / "run_dags.py", asked, out],
+        env=airflow_env(root / "var", root / "datasets"), capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    ended: list[dict[str, Any]] = json.loads(out.read_text())
+    return ended
+
+
+@pytest.fixture(scope="module")
+def ws(root: Path, runs: list[dict[str, Any]]) -> Workspace:
+    return open_workspace("pumps", root / "var", root / "datasets")
+
+
+def states(run: dict[str, Any], task_id: str) -> list[str]:
+    return [task["state"] for task in run["tasks"] if task["id"] == task_id]
+
+
+def days_scored(ws: Workspace) -> list[date]:
+    scores = ws.lake.scan("scores", scores_schema(ws.dataset)).select(pl.col("day").unique()).collect()
+    return sorted(scores["day"].to_list())
+
+
+def test_training_registers_a_champion(runs: list[dict[str, Any]]) -> None:
+    """The training DAG ends with a promoted detector."""
+    assert runs[0]["state"] == "success", runs[0]
+    assert runs[0]["xcom"]["train"]["promoted"] is True
+
+
+def test_a_night_goes_from_files_to_a_report(runs: list[dict[str, Any]], ws: Workspace) -> None:
+    """Every task of the night succeeds, each shard by its name, and scores, incidents and report are there."""
+    night = runs[1]
+    assert night["state"] == "success", night
+    labels = [task["label"] for task in night["tasks"] if task["id"] == "score"]
+    assert labels == [f"{NIGHT} shard 1 of 2", f"{NIGHT} shard 2 of 2"]
+    assert night["xcom"]["ingest"]["nights"] == [NIGHT]
+    assert [found["day"] for found in night["xcom"]["incidents"]] == [NIGHT]
+    assert Path(night["xcom"]["report"][0]).is_file()
+    assert night["xcom"]["notify"]["incidents"] == night["xcom"]["incidents"][0]["incidents"]
+    assert date.fromisoformat(NIGHT) in days_scored(ws)
+
+
+def test_what_goes_through_xcom_are_references_and_counts(runs: list[dict[str, Any]]) -> None:
+    """No task hands over rows: what a run passes on stays under a few kilobytes."""
+    for run in runs:
+        assert len(json.dumps(run["xcom"])) < 4096
+
+
+def test_a_backfill_runs_only_what_is_missing(runs: list[dict[str, Any]]) -> None:
+    """Of two days of which one is done, the other is run; the end says that both are done."""
+    assert runs[2]["state"] == "success", runs[2]
+    assert runs[2]["xcom"]["plan"] == [NEXT]
+    assert [task["label"] for task in runs[2]["tasks"] if task["id"] == "night"] == [NEXT]
+    assert runs[2]["xcom"]["check"] == "all 2 days are done"
+
+
+def test_a_backfill_overwrites_when_told_to(runs: list[dict[str, Any]]) -> None:
+    """With overwrite every day is run again."""
+    assert runs[3]["state"] == "success", runs[3]
+    assert [task["label"] for task in runs[3]["tasks"] if task["id"] == "night"] == [NIGHT, NEXT]
+
+
+def test_a_refused_night_fails_at_once_and_leaves_earlier_results(runs: list[dict[str, Any]], ws: Workspace) -> None:
+    """The gate fails `validate` at its first try, nothing after it runs, and the scores of other days stay."""
+    refused = runs[4]
+    assert refused["state"] == "failed"
+    assert [task["tries"] for task in refused["tasks"] if task["id"] == "validate"] == [1]
+    assert states(refused, "validate") == ["failed"]
+    assert states(refused, "notify") == ["upstream_failed"]
+    assert days_scored(ws) == [date.fromisoformat(NIGHT), date.fromisoformat(NEXT)]
