@@ -31,7 +31,7 @@ class AutoencoderConfig:
     steps: int
     rows: int
     channels: int
-    filters: tuple[int, ...] = (32, 16)
+    filters: tuple[int, ...] = (24,)
     kernel: int = 3
     latent: int = 16
 
@@ -146,9 +146,10 @@ def fit(
     """Train by masked prediction; return the losses by epoch, `{"loss": […], "val_loss": […]}`.
 
     Every epoch hides another share `hide` of the observed cells from the network, and with `groups` > 0 in half of the
-    windows one of the channel groups (see `hide_group`) of the last segment, while the loss counts all observed cells. The learning rate falls along a
-    cosine; with a validation set training stops once it no longer improves, and the best weights are restored. The
-    same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after every epoch, which counts from 0.
+    windows one of the channel groups (see `hide_group`) of the last segment, while the loss counts all observed cells.
+    The learning rate falls along a cosine; with a validation set training stops once it no longer improves, and the
+    best weights are restored. The same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after
+    every epoch, which counts from 0.
 
     Raises ValueError without windows, for shapes that do not fit together, and for an observed cell that is not finite.
     """

@@ -27,6 +27,7 @@ class Detector:
     encodings: for each categorical feature, category to value
     scaler: of the channels; error: of the reconstruction errors; residual: of the errors less their slow baseline and
         smoothed; the latter two learned on calibration data
+    usual: `(channels,)` int64, the longest run of equal readings that is normal; empty: runs do not matter
     tau: steps in which the slow baseline follows an error (0: there is none)
     alpha: weight of the newest error in the smoothing (1: none)
     groups: in how many groups of channels the scored segment is hidden in turn, to be predicted; 0: it is never hidden
@@ -40,6 +41,7 @@ class Detector:
     scaler: RobustScaler
     error: RobustScaler
     residual: RobustScaler
+    usual: NDArray[np.int64]
     tau: float
     alpha: float
     groups: int
@@ -65,9 +67,9 @@ class Detector:
         np.savez_compressed(
             folder / "arrays.npz",
             quantiles=self.threshold.quantiles,
-            **{
-                f"{name}_{what}": getattr(getattr(self, name), what) for name in SCALERS for what in ("center", "scale")
-            },
+            usual=self.usual,
+            **{f"{name}_center": getattr(self, name).center for name in SCALERS},
+            **{f"{name}_scale": getattr(self, name).scale for name in SCALERS},
         )
 
     @classmethod
@@ -86,6 +88,7 @@ class Detector:
                 channels=tuple(facts["channels"]),
                 encodings=facts["encodings"],
                 **{name: _scaler(facts[name], arrays[f"{name}_center"], arrays[f"{name}_scale"]) for name in SCALERS},
+                usual=arrays["usual"],
                 tau=facts["tau"],
                 alpha=facts["alpha"],
                 groups=facts["groups"],

@@ -49,6 +49,31 @@ def slow_baseline(error: NDArray[np.float32], sequence: NDArray[np.int64], tau: 
     return out
 
 
+def repeats(values: NDArray[np.float32], observed: NDArray[np.bool_], sequence: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many observed readings in a row, this one included, a channel has held exactly its value: `(n, channels)`.
+
+    Missing readings neither count nor interrupt; 0 where not observed. From the past of the same sequence only.
+    """
+    out = np.zeros(values.shape, np.int64)
+    for channel in range(values.shape[1]):
+        rows = np.flatnonzero(observed[:, channel])
+        if len(rows) == 0:
+            continue
+        held, run = values[rows, channel], sequence[rows]
+        new = np.r_[True, (held[1:] != held[:-1]) | (run[1:] != run[:-1])]
+        starts = np.flatnonzero(new)
+        out[rows, channel] = np.arange(len(rows)) - starts[np.cumsum(new) - 1] + 1
+    return out
+
+
+def stuck(repeated: NDArray[np.int64], usual: NDArray[np.int64]) -> NDArray[np.float32]:
+    """`repeated` `(n, channels)` as standardised errors: 8 at twice the longest run that is `usual` `(channels,)`.
+
+    A network that sees a sensor stand still soon expects it to; what gives the sensor away is that the noise is gone.
+    """
+    return (4 * repeated / np.maximum(usual, 1)).astype(np.float32)
+
+
 def combine(error: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score `(n,)` and contributions `(n, channels)` of standardised errors `(n, channels)`; NaN cells do not count.
 

@@ -151,10 +151,10 @@ class Window(Strict):
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
-    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([16, 8], min_length=1, max_length=4)
+    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([24], min_length=1, max_length=4)
     kernel: int = Field(3, ge=1, le=31)
-    latent: int = Field(8, ge=1, le=1024)
-    epochs: int = Field(15, ge=1, le=1000)
+    latent: int = Field(16, ge=1, le=1024)
+    epochs: int = Field(10, ge=1, le=1000)
     batch: int = Field(64, ge=1, le=65536)
     windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")
     seed: int = Field(0, ge=0)

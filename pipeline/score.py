@@ -251,13 +251,20 @@ def predict(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> P
 
 
 def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
-    """Scores from reconstruction errors: less the slow baseline, smoothed, standardised, combined."""
-    from models.scores import combine, slow_baseline, smooth
+    """Scores from reconstruction errors: less the slow baseline, smoothed, standardised, combined.
+
+    A sensor that stands still for longer than is usual has the larger of its error and what `stuck` says.
+    """
+    from models.scores import combine, repeats, slow_baseline, smooth, stuck
 
     error = standardise(detector.error, steps, predicted.error)
     residual = smooth(error - slow_baseline(error, steps.sequence, detector.tau), steps.sequence, detector.alpha)
     residual = np.where(predicted.targets[:, None], residual, np.float32(np.nan))
-    score, contribution = combine(standardise(detector.residual, steps, residual))
+    standardised = standardise(detector.residual, steps, residual)
+    if len(detector.usual):
+        still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
+        standardised = np.where(still > np.abs(standardised), still, standardised)
+    score, contribution = combine(standardised)
     return Judged(score, contribution, predicted.expected, residual)
 
 
@@ -300,7 +307,7 @@ def _expect_targets(
     """What the network expects of the target segments, `(windows, rows, channels)`."""
     from models.autoencoder import expect, hide_group
 
-    mask, at_target = observed.any(-1), (np.arange(len(part)), part.target)
+    mask, at_target = np.asarray(observed.any(-1)), (np.arange(len(part)), part.target)
     if detector.groups == 0:
         return expect(detector.model, values, observed, mask)[at_target]
     channel_group = np.arange(detector.config.channels) % detector.groups

@@ -164,6 +164,7 @@ def learn(
         scaler=scaler,
         error=blank,
         residual=blank,
+        usual=_usual_runs(dataset, steps, np.isin(part, (FIT, STOP))),
         tau=BASELINE[dataset.kind] * dataset.window_length,
         alpha=SMOOTHING[dataset.kind],
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
@@ -206,9 +207,9 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     values, observed = _draw(steps, part == FIT, scaled, dataset, dataset.model.windows, rng)
     held = _draw(steps, part == STOP, scaled, dataset, dataset.model.windows // 4, rng)
     say(f"fitting on {len(values):,} windows of {dataset.window.steps} × {dataset.window.rows} steps")
-    validation = (held[0], held[1], held[1].any(-1)) if len(held[0]) else None
+    validation = (*held, np.asarray(held[1].any(-1))) if len(held[0]) else None
     history = fit(
-        detector.model, values, observed, observed.any(-1), validation=validation, epochs=dataset.model.epochs,
+        detector.model, values, observed, np.asarray(observed.any(-1)), validation=validation, epochs=dataset.model.epochs,
         batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,
         on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say),
     )  # fmt: skip
@@ -257,6 +258,19 @@ def _calibrate(
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
     return replace(detector, threshold=threshold)
+
+
+def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The longest runs of equal readings to call normal, `(channels,)`; empty for transactions, which have no clock.
+
+    At least a segment's length, so that no chance repetition of a coarse sensor counts.
+    """
+    from models.scores import repeats
+
+    if dataset.kind == "transaction":
+        return np.empty(0, np.int64)
+    seen = repeats(steps.values, steps.observed & learned[:, None], steps.sequence)
+    return np.maximum(seen.max(axis=0, initial=0), dataset.window.rows)
 
 
 def _learn_scale(values: NDArray[np.float32], steps: Steps, targets: NDArray[np.bool_]) -> "RobustScaler":
