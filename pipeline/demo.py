@@ -40,8 +40,9 @@ class Show:
         first = HISTORY
         return simulate(
             self.name, days=HISTORY + NIGHTS, entities=self.entities, seed=SEED,
-            folder=home.root / "source" / self.name, start=START, anomalies=self.anomalies, anomalies_from=first, late=first, broken=first + 1,
-            duplicates=first + 1, silent=first + 2 if self.name == "pumps" else False, only_days=days,
+            folder=home.root / "source" / self.name, start=START, anomalies=self.anomalies, anomalies_from=first,
+            late=first, broken=first + 1, duplicates=first + 1,
+            silent=first + 2 if self.name == "pumps" else False, only_days=days,
         )  # fmt: skip
 
 

@@ -208,8 +208,9 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     held = _draw(steps, part == STOP, scaled, dataset, dataset.model.windows // 4, rng)
     say(f"fitting on {len(values):,} windows of {dataset.window.steps} × {dataset.window.rows} steps")
     validation = (*held, np.asarray(held[1].any(-1))) if len(held[0]) else None
+    mask = np.asarray(observed.any(-1))
     history = fit(
-        detector.model, values, observed, np.asarray(observed.any(-1)), validation=validation, epochs=dataset.model.epochs,
+        detector.model, values, observed, mask, validation=validation, epochs=dataset.model.epochs,
         batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,
         on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say),
     )  # fmt: skip

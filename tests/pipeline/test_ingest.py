@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import GateRefusedError
 from pipeline.ingest import ingest, place_in_days
-from pipeline.sources import read_file, list_files
+from pipeline.sources import list_files, read_file
 from tests.conftest import SENSOR, deliver, sensor_day, tables
 
 

@@ -1,0 +1,269 @@
+"""A night run twice, by two processes at once, in another order, or after a kill gives the same tables."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import date, timedelta
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.cli import main
+from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.incidents import read_incidents
+from pipeline.night import backfill, missing_days, run_night, score_days
+from pipeline.review import record
+from pipeline.score import stale_days
+from pipeline.train import train
+from pipeline.workspace import Workspace, open_workspace
+from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, tables
+
+HISTORY = 12
+FIRST = START.date() + timedelta(days=HISTORY)
+NIGHTS = [FIRST, FIRST + timedelta(days=1)]
+LAST = HISTORY + len(NIGHTS)
+
+
+@pytest.fixture(scope="module", params=["sensor", "transaction"])
+def trained(request, tmp_path_factory) -> Workspace:
+    """A workspace with a trained detector and the source files of two nights, the first with a fault."""
+    root = tmp_path_factory.mktemp(request.param)
+    (root / "datasets").mkdir()
+    (root / "datasets" / "demo.yaml").write_text(SENSOR if request.param == "sensor" else TRANSACTION)
+    (root / "var" / "source").mkdir(parents=True)
+    ws = open_workspace("demo", root / "var", root / "datasets")
+    for day in range(LAST):
+        fault = ("m1", 60, 80) if day == HISTORY else None
+        deliver(ws, sensor_day(day, fault=fault) if request.param == "sensor" else card_day(day), f"day-{day:02}")
+    start, end = ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(FIRST)[0]
+    result = train(ws, start, end)
+    assert result.promoted
+    return ws
+
+
+@pytest.fixture
+def fresh(trained, tmp_path) -> Workspace:
+    """A copy of the trained workspace, so that each test begins from the same state."""
+    return copy_of(trained, tmp_path / "copy")
+
+
+def copy_of(ws: Workspace, place: Path) -> Workspace:
+    """The same dataset, detector and source in another home; MLflow's artifacts stay where they were logged."""
+    shutil.copytree(ws.home.root, place)
+    return open_workspace("demo", place, ws.dataset.file.parent)
+
+
+def nightsift(ws: Workspace, *arguments: str) -> list[str]:
+    places = ["--home", str(ws.home.root), "--datasets", str(ws.dataset.file.parent)]
+    return [sys.executable, "-m", "pipeline.cli", *arguments, *places]
+
+
+def same(one: Workspace, other: Workspace) -> None:
+    """The tables of two workspaces are equal, row for row and cell for cell."""
+    left, right = tables(one), tables(other)
+    assert left.keys() == right.keys()
+    for name, frame in left.items():
+        assert frame.equals(right[name]), f"{name} differs"
+
+
+def test_the_fault_is_found_and_said_to_be_in_the_right_feature(trained, fresh):
+    """The planted fault is the most severe incident of its night and is driven by the feature that it was put in."""
+    if trained.dataset.kind == "transaction":
+        pytest.skip("the payments of this test have no fault planted; the demo's cards have")
+    score_days(fresh, NIGHTS[:1])
+    worst = read_incidents(fresh, FIRST, FIRST).row(0, named=True)
+    assert worst["entity"] == "m1"
+    assert worst["drivers"][0]["feature"] == "flow"
+    assert worst["start"] <= START + timedelta(days=HISTORY, minutes=610) <= worst["end"]
+
+
+def test_a_night_twice_and_nights_in_another_order_give_the_same_tables(fresh, trained, tmp_path):
+    """Running again changes nothing, and neither does running the second night first."""
+    other = copy_of(trained, tmp_path / "other")
+    score_days(fresh, NIGHTS)
+    once = tables(fresh)
+    score_days(fresh, NIGHTS[:1])
+    again = tables(fresh)
+    assert all(once[name].equals(again[name]) for name in once)
+    score_days(other, NIGHTS[1:])
+    score_days(other, NIGHTS[:1])
+    same(fresh, other)
+
+
+def test_the_same_night_from_two_processes_at_once_gives_the_same_tables(fresh, trained, tmp_path):
+    """Two processes that score one night at the same time both end well, and leave what one alone leaves."""
+    other = copy_of(trained, tmp_path / "other")
+    score_days(other, NIGHTS[:1])
+    command = nightsift(fresh, "score", "demo", "--from", str(FIRST), "--to", str(NIGHTS[1]))
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    for process in running:
+        said, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+    same(fresh, other)
+
+
+def test_a_kill_at_any_moment_loses_and_doubles_nothing(fresh, trained, tmp_path):
+    """SIGKILL at random moments of the night; what is visible is a whole day or none, and the re-run mends the rest."""
+    other = copy_of(trained, tmp_path / "other")
+    run_night(other, FIRST)
+    whole = tables(other)
+    moments = random.Random(1)
+    for _ in range(4):
+        process = subprocess.Popen(
+            nightsift(fresh, "backfill", "demo", "--from", str(FIRST), "--to", str(NIGHTS[1]), "--overwrite"),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        time.sleep(moments.uniform(1, 14))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for name in ("scores", "incidents"):
+            seen = tables(fresh, name).get(name)
+            part = whole[name] if seen is None else seen.filter(pl.col("day") == FIRST)
+            assert len(part) == 0 or part.equals(whole[name].filter(pl.col("day") == FIRST))
+    run_night(fresh, FIRST)
+    same(fresh, other)
+
+
+@pytest.mark.parametrize("step", ["validate", "publish", "find_incidents", "report_night"])
+def test_a_death_between_two_steps_is_mended_by_the_next_run(fresh, trained, tmp_path, step, monkeypatch):
+    """The process ends right before a step; the next run ends with the tables of an undisturbed one."""
+    import pipeline.night
+    import pipeline.score
+
+    other = copy_of(trained, tmp_path / "other")
+    run_night(other, FIRST)
+    module = pipeline.score if step == "validate" else pipeline.night
+    with monkeypatch.context() as patch:
+        patch.setattr(module, step, _die)
+        with pytest.raises(KeyboardInterrupt):
+            run_night(fresh, FIRST)
+    run_night(fresh, FIRST)
+    same(fresh, other)
+
+
+def _die(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_a_late_file_marks_its_own_day_and_is_scored_again(fresh, trained, tmp_path):
+    """Rows held back and delivered later lead to the tables of rows that came in time."""
+    other = copy_of(trained, tmp_path / "other")
+    score_days(other, NIGHTS)
+    late = fresh.home.root / "source" / f"day-{HISTORY:02}.parquet"
+    rows = pl.read_parquet(late)
+    rows.head(len(rows) - 30).write_parquet(late)
+    score_days(fresh, NIGHTS[:1])
+    rows.write_parquet(late)
+    from pipeline.ingest import ingest
+
+    ingest(fresh)
+    assert stale_days(fresh, NIGHTS[1]) == NIGHTS
+    score_days(fresh, stale_days(fresh, NIGHTS[1]))
+    same(fresh, other)
+
+
+def test_shards_change_no_score(fresh, trained, tmp_path):
+    """Three shards give the scores of one."""
+    text = trained.dataset.file.read_text()
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "demo.yaml").write_text(text + "\nshards: 3\n")
+    score_days(fresh, NIGHTS[:1])
+    other = open_workspace("demo", copy_of(trained, tmp_path / "other").home.root, tmp_path / "datasets")
+    score_days(other, NIGHTS[:1])
+    left, right = (tables(ws, "scores")["scores"].sort("entity", "event_time") for ws in (fresh, other))
+    assert left.drop("p_value").select(pl.exclude(pl.Float64)).equals(right.select(pl.exclude(pl.Float64)))
+    for name in ("score", "p_value"):
+        assert (left[name] - right[name]).abs().max() < 1e-4
+
+
+def test_backfill_of_what_is_there_changes_nothing_unless_asked_to(fresh):
+    """Days that are up to date are skipped; their tables keep their Delta version."""
+    assert missing_days(fresh, *NIGHTS) == NIGHTS
+    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=False)] == [False, False]
+    assert missing_days(fresh, *NIGHTS) == []
+    version = fresh.lake.version("scores")
+    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=False)] == [True, True]
+    assert fresh.lake.version("scores") == version
+    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=True)] == [False, False]
+
+
+def test_the_registered_model_scores_a_plain_frame_like_the_night(trained, fresh):
+    """`mlflow.pyfunc.load_model("models:/demo@champion")` needs nothing else, in a process of its own."""
+    score_days(fresh, NIGHTS[:1])
+    code = (
+        "import sys, mlflow, polars as pl\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model('models:/demo@champion')\n"
+        "frame = pl.read_delta(sys.argv[2]).drop('day').to_pandas()\n"
+        "pl.from_pandas(model.predict(frame)).write_parquet(sys.argv[3])\n"
+    )
+    out = fresh.home.root / "predicted.parquet"
+    subprocess.run(
+        [sys.executable, "-c", code, fresh.home.tracking_uri, fresh.lake.uri("clean"), str(out)],
+        check=True, cwd="/", timeout=300,
+    )  # fmt: skip
+    night = tables(fresh, "scores")["scores"].select("entity", "event_time", "threshold")
+    predicted = pl.read_parquet(out).select("entity", "event_time", "threshold", "score")
+    both = night.join(predicted, on=["entity", "event_time"])
+    assert len(both) == len(night)
+    assert both["threshold"].equals(both["threshold_right"])
+    assert both["score"].null_count() == 0
+
+
+def test_confirmed_incidents_are_kept_out_of_the_next_training(trained, fresh, capsys):
+    """A verdict is kept, and the stretch that it confirms is learned from no more."""
+    from pipeline.review import confirmed
+    from pipeline.train import within
+
+    score_days(fresh, NIGHTS)
+    found = read_incidents(fresh, *NIGHTS)
+    if len(found) == 0:
+        with pytest.raises(ConfigError, match="no incident"):
+            record(fresh, "none", "confirmed", "", "ann")
+        return
+    first = found.row(0, named=True)
+    record(fresh, first["incident_id"], "confirmed", "seal was leaking", "ann")
+    clean = fresh.lake.scan("clean", {"entity": pl.String, "event_time": pl.Datetime("us", "UTC")}).collect()
+    hit = clean.filter(pl.Series(within(clean, confirmed(fresh))))
+    assert set(hit["entity"]) <= {first["entity"]}
+    record(fresh, first["incident_id"], "dismissed", "it was a test", "ann")
+    assert len(confirmed(fresh)) == 0
+    with pytest.raises(ConfigError, match="no verdict"):
+        record(fresh, first["incident_id"], "maybe", "", "ann")
+
+
+def test_scores_are_exported_half_open_and_errors_end_in_their_exit_codes(fresh, tmp_path, capsys):
+    """`nightsift scores` writes the promised columns; wrong usage, no data and a refusal have their own exit codes."""
+    places = ["--home", str(fresh.home.root), "--datasets", str(fresh.dataset.file.parent)]
+
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, *places])
+        return int(end.value.code or 0)
+
+    stretch = ("--from", str(FIRST), "--to", f"{FIRST}T12:00")
+    assert run("scores", "demo", *stretch, "--out", str(tmp_path / "s.parquet")) == 1
+    assert run("score", "demo", *stretch) == 0
+    assert run("scores", "demo", *stretch, "--out", str(tmp_path / "s.parquet")) == 0
+    written = pl.read_parquet(tmp_path / "s.parquet")
+    assert {"entity", "event_time", "score", "p_value", "threshold", "is_anomaly"} <= set(written.columns)
+    assert written["event_time"].max() < START + timedelta(days=HISTORY, hours=12)
+    assert run("score", "demo", "--from", "soon", "--to", "later") == 2
+    assert run("score", "nothing", *stretch) == 2
+    (fresh.home.root / "source" / "day-99.parquet").write_bytes(b"not a parquet file")
+    assert run("score", "demo", *stretch) == 3
+    said = capsys.readouterr().err
+    assert "day-99.parquet" in said
+    assert "Traceback" not in said
+
+
+def test_training_on_nothing_is_refused_in_a_sentence(fresh):
+    """A stretch without data is a gate refusal that says how many rows there were."""
+    start, end = (fresh.dataset.day_bounds(date(2020, 1, day))[0] for day in (1, 5))
+    with pytest.raises(GateRefusedError, match="too few to train on"):
+        train(fresh, start, end)
