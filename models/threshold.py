@@ -98,12 +98,12 @@ def calibrate(
 
 
 def cautious(allowed: float) -> float:
-    """How many incidents calibration may show for the true rate to be at most `allowed`, four times out of five.
+    """How many incidents calibration may show for the true rate to be at most `allowed`, nine times out of ten.
 
     A one-sided Poisson bound (normal approximation). What little calibration data says is taken with caution; with
     much of it the bound comes close to `allowed` itself.
     """
-    return max(allowed - 0.84 * float(np.sqrt(allowed)), 0.3 * allowed)
+    return max(allowed - 1.28 * float(np.sqrt(allowed)), 0.3 * allowed)
 
 
 def cluster_peaks(

@@ -170,7 +170,7 @@ def night_days() -> tuple[date, date]:
 def match_planted(ws: Workspace, planted: Sequence[Planted]) -> Match:
     """Each planted incident with the id of the most severe one found that overlaps it in time on the same entity."""
     found = read_incidents(ws, *night_days()).filter(pl.col("kind") == "anomaly")
-    slack = ws.dataset.merge_within
+    slack = min(ws.dataset.merge_within, timedelta(hours=1))
     matches, hits = [], set[str]()
     for incident in planted:
         overlap = found.filter(

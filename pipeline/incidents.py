@@ -172,8 +172,12 @@ def incident_id(entity: str, start: datetime, kind: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def entity_days(scores: pl.DataFrame, dataset: Dataset) -> float:
-    """How many entity-days of time `scores` of one or more days covers: what a false-alarm rate is counted over."""
+def entity_days(steps: pl.DataFrame, dataset: Dataset) -> float:
+    """How many entity-days `steps` (with `entity` and `day`) cover: what a rate of false alarms is counted over.
+
+    A sensor's time is its readings times the cadence; a card or account counts on the days on which it was used.
+    Never 0, so that a rate can be taken: an hour at least.
+    """
     if dataset.cadence is not None:
-        return len(scores) * dataset.cadence / timedelta(days=1)
-    return float(scores.select("entity", "day").unique().height)
+        return max(len(steps) * (dataset.cadence / timedelta(days=1)), 1 / 24)
+    return max(float(steps.select("entity", "day").unique().height), 1 / 24)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pipeline import figures, tracking
 from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
+from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
 from pipeline.score import SILENCE, Judged, judge, predict, read_clean, tensors, weigh
@@ -61,12 +62,21 @@ class Trained:
     reason: str
     steps: int
     entities: int
-    epochs: int
     threshold: float
     budget: float
     realised: float
     injected_recall: float
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """A detector; the steps, and `part` `(n,)`, the part of the time that each belongs to; the calibration's scores."""
+
+    detector: "Detector"
+    steps: Steps
+    part: NDArray[np.int64]
+    calibrated: NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +102,8 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     clean = _snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
         _log_inputs(ws, start, end, clean)
-        detector, steps, part = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), say)
-        trained = _register(ws, detector, steps, part, say)
+        learned = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), say)
+        trained = _register(ws, learned, say)
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
 
@@ -128,8 +138,8 @@ def learn(
     about: Mapping[str, Any],
     abnormal: pl.DataFrame,
     say: Progress,
-) -> tuple["Detector", Steps, NDArray[np.int64]]:
-    """A detector from clean rows; also the steps, and which part of the time each belongs to, for its evaluation.
+) -> "Learned":
+    """A detector from clean rows, with what its evaluation needs.
 
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
     """
@@ -171,7 +181,8 @@ def learn(
         threshold=Threshold.blank(dataset.threshold.false_alarms),
     )
     _fit(detector, dataset, steps, part, say)
-    return _calibrate(detector, dataset, steps, part, say), steps, part
+    detector, calibrated = _calibrate(detector, dataset, steps, part, say)
+    return Learned(detector, steps, part, calibrated)
 
 
 def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.int64]:
@@ -237,8 +248,8 @@ def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
 
 def _calibrate(
     detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress
-) -> "Detector":
-    """The detector with the scales of its errors and the threshold from the calibration part."""
+) -> tuple["Detector", NDArray[np.float64]]:
+    """The detector with the scales of its errors and the threshold from the calibration part, and the scores there."""
     from models.threshold import calibrate
 
     targets = part == CALIBRATION
@@ -254,11 +265,11 @@ def _calibrate(
     threshold = calibrate(
         judged.score[chosen], steps.entity[chosen], steps.time[chosen],
         merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
-        entity_days=entity_days(steps, targets, dataset),
+        entity_days=covered(steps, targets, dataset),
     )  # fmt: skip
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
-    return replace(detector, threshold=threshold)
+    return replace(detector, threshold=threshold), judged.score
 
 
 def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -282,47 +293,45 @@ def _learn_scale(values: NDArray[np.float32], steps: Steps, targets: NDArray[np.
     return RobustScaler.learn(np.nan_to_num(part), np.isfinite(part), steps.entity[targets], steps.names)
 
 
-def entity_days(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
-    """How much time the target steps cover, in days, added up over the entities; never 0."""
-    if dataset.cadence is not None:
-        return max(float(targets.sum()) * dataset.cadence.total_seconds(), 1.0) / 86400
-    spans = (
-        pl.DataFrame({"entity": steps.entity, "time": steps.time})
-        .filter(pl.Series(targets))
-        .group_by("entity")
-        .agg(((pl.col("time").max() - pl.col("time").min()) * pl.len() / (pl.len() - 1)).alias("span"))
-    )
-    return max(float(spans["span"].fill_nan(0).sum()) / 86400e6, 1 / 24)
+def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
+    """How many entity-days the target steps cover, as the nights count them."""
+    day = pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date().alias("day")
+    return entity_days(steps.frame.filter(pl.Series(targets)).select("entity", day), dataset)
 
 
 def evaluate(
     detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64]
 ) -> tuple[Evaluation, Judged]:
     """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results."""
-    from models.injections import INJECTIONS
     from models.threshold import cluster_peaks
 
     targets = part == HOLDOUT
     judged = judge(detector, steps, targets)
     merge = dataset.merge_within.total_seconds() * 1e6
-    days = entity_days(steps, targets, dataset)
+    days = covered(steps, targets, dataset)
     chosen = np.flatnonzero(targets & np.isfinite(judged.score))
     alarms = cluster_peaks(
         judged.score[chosen], steps.entity[chosen], steps.time[chosen], detector.threshold.value, merge
     )
+    return Evaluation(len(alarms) / days, _find_injected(detector, dataset, steps, targets), days), judged
+
+
+def _find_injected(
+    detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]
+) -> dict[str, float]:
+    """The share of injected anomalies that is found, by kind; the kinds take turns over the stretches."""
+    from models.injections import INJECTIONS
+
     rng = np.random.default_rng(dataset.model.seed)
+    kinds = list(INJECTIONS)
     stretches = _stretches(steps, targets, dataset, rng)
-    recall = {}
-    for kind, inject in INJECTIONS.items():
-        values = steps.values.copy()
-        for stretch in stretches:
-            values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
-        score = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets).score
-        if stretches:
-            recall[kind] = float(
-                np.mean([np.nanmax(score[s], initial=0) > detector.threshold.value for s in stretches])
-            )
-    return Evaluation(len(alarms) / days, recall, days), judged
+    values = steps.values.copy()
+    for n, stretch in enumerate(stretches):
+        inject = INJECTIONS[kinds[n % len(kinds)]]
+        values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
+    score = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets).score
+    hit = [np.nanmax(score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
+    return {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
 
 
 def _stretches(
@@ -364,12 +373,12 @@ def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFra
     mlflow.set_tags({**versions, "data_window": f"{start.isoformat()} to {end.isoformat()}"})
 
 
-def _register(ws: Workspace, detector: "Detector", steps: Steps, part: NDArray[np.int64], say: Progress) -> Trained:
+def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
     """Evaluate the detector, log and register it, and promote it unless the champion is better."""
     import mlflow
 
+    detector, steps, part = learned.detector, learned.steps, learned.part
     evaluation, judged = evaluate(detector, ws.dataset, steps, part)
-    calibrated = judge(detector, steps, part == CALIBRATION)
     threshold = detector.threshold
     mlflow.log_metrics({
         "threshold": threshold.value, "false_alarms_promised": threshold.budget,
@@ -377,7 +386,7 @@ def _register(ws: Workspace, detector: "Detector", steps: Steps, part: NDArray[n
         "holdout_entity_days": evaluation.entity_days,
         **{f"injected_recall.{kind}": value for kind, value in evaluation.recall.items()},
     })  # fmt: skip
-    tracking.log_figure(figures.calibration(calibrated.score, judged.score, threshold), "calibration")
+    tracking.log_figure(figures.calibration(learned.calibrated, judged.score, threshold), "calibration")
     incumbent = tracking.find(ws, tracking.CHAMPION)
     with TemporaryDirectory(prefix="nightsift-") as scratch:
         folder = Path(scratch) / "detector"
@@ -391,7 +400,7 @@ def _register(ws: Workspace, detector: "Detector", steps: Steps, part: NDArray[n
     say(f"detector {version.label}: {reason}")
     return Trained(
         version=version.label, promoted=promoted, reason=reason, steps=int((part != BEFORE).sum()),
-        entities=len(steps.names), epochs=int(detector.about.get("epochs", 0)), threshold=threshold.value,
+        entities=len(steps.names), threshold=threshold.value,
         budget=threshold.budget, realised=evaluation.realised, injected_recall=evaluation.injected_recall, seconds=0.0,
     )  # fmt: skip
 

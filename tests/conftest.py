@@ -85,12 +85,12 @@ def sensor_day(day: int, machines: int = 4, fault: tuple[str, int, int] | None =
     return pl.concat(frames).with_columns(pl.col("time").cast(pl.Datetime("us", "UTC")))
 
 
-def card_day(day: int, cards: int = 12) -> pl.DataFrame:
-    """A day of payments: about six a card, from three shops."""
+def card_day(day: int, cards: int = 12, *, fault: bool = False) -> pl.DataFrame:
+    """A day of payments: about six a card, from three shops; with `fault`, five of 5,000 in ten minutes on card c1."""
     rng = np.random.default_rng([7, day])
     n = cards * 6
     seconds = np.sort(rng.choice(86400, n, replace=False))
-    return pl.DataFrame(
+    frame = pl.DataFrame(
         {
             "payment": [f"{day}-{i}" for i in range(n)],
             "card": [f"c{i}" for i in rng.integers(0, cards, n)],
@@ -99,6 +99,13 @@ def card_day(day: int, cards: int = 12) -> pl.DataFrame:
             "shop": rng.choice(["a", "b", "c"], n, p=[0.6, 0.3, 0.1]),
         }
     ).with_columns(pl.col("time").cast(pl.Datetime("us", "UTC")))
+    if not fault:
+        return frame
+    burst = frame.head(5).with_columns(
+        payment=pl.format("stolen-{}", pl.col("payment")), card=pl.lit("c1"), amount=pl.lit(5000.0),
+        time=pl.lit(START + timedelta(days=day, hours=10)) + pl.duration(minutes=2 * pl.int_range(5)),
+    )  # fmt: skip
+    return pl.concat([frame, burst.cast(dict(frame.schema))])
 
 
 def deliver(ws: Workspace, frame: pl.DataFrame, name: str) -> Path:
