@@ -185,7 +185,7 @@ class Incidents(Strict):
 
     merge_within: Duration | None = Field(
         None, description="anomalous steps of one entity at most this far apart are one incident; "
-        "by default 12h for transactions and 16 cadences for sensors",
+        "by default 1d for transactions and 16 cadences for sensors",
     )  # fmt: skip
 
 
@@ -285,7 +285,7 @@ class Dataset(Strict):
         """The longest gap between two anomalous steps of one incident."""
         if self.incidents.merge_within is not None:
             return self.incidents.merge_within
-        return timedelta(hours=12) if self.cadence is None else self.cadence * 16
+        return timedelta(days=1) if self.cadence is None else self.cadence * 16
 
     @property
     def channels(self) -> list[str]:

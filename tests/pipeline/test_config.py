@@ -204,7 +204,7 @@ def test_lookback_and_merging_follow_from_the_kind() -> None:
     assert dataset().lookback == timedelta(minutes=128)
     assert dataset().merge_within == timedelta(minutes=16)
     assert dataset(EVENTS).lookback == timedelta(days=30)
-    assert dataset(EVENTS).merge_within == timedelta(hours=12)
+    assert dataset(EVENTS).merge_within == timedelta(days=1)
     written = dataset(history="2d", incidents={"merge_within": "5m"})
     assert (written.lookback, written.merge_within) == (timedelta(days=2), timedelta(minutes=5))
 
