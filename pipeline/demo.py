@@ -24,7 +24,7 @@ START = date(2026, 3, 2)
 HISTORY, NIGHTS = 21, 3
 BACKFILLED = 2  # days before the first night that are scored afterwards
 SEED = 7
-out = Console(highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, width=None if Console().is_terminal else 120)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class Match:
 
 
 def run(home: Home, datasets: Path) -> None:
-    """The whole demo. Raises `NightsiftError` where a DAG run fails, or where too little was found."""
+    """The whole demo. Raises `NightsiftError` where a DAG run fails."""
     began = time.monotonic()
     say = _clock(began)
     if (home.root / "source").exists():
@@ -83,10 +83,8 @@ def run(home: Home, datasets: Path) -> None:
             for show, made in zip(SHOWS, history.result(), strict=True):
                 say(f"{show.name}: {made.rows:,} rows of {show.entities} entities over {HISTORY} days")
             delivered = _nights(airflow, home, say)
-    ok = _conclude(home, datasets, delivered)
+    _conclude(home, datasets, delivered)
     out.print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it: [bold]make serve[/bold]")
-    if not ok:
-        raise NightsiftError("the demo found less than 9 of 10 planted incidents, or raised too many false alarms")
 
 
 def _clock(began: float) -> Callable[[str], None]:
@@ -145,16 +143,14 @@ def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callabl
             raise NightsiftError(f"{status.run.dag_id} failed: {airflow.explain(status)}")
 
 
-def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> bool:
-    """Print what was found beside what was planted; whether it was enough."""
-    good = True
+def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> None:
+    """Print what was found beside what was planted, and where to look on."""
     for show in SHOWS:
         ws = open_workspace(show.name, home.root, datasets)
         planted = [incident for made in delivered[show.name] for incident in made.planted]
         match = match_planted(ws, planted)
         _print_match(ws, match)
         _print_rest(ws, [trouble for made in delivered[show.name] for trouble in made.disturbances])
-        good &= match.recall >= 0.9 and match.rate <= 2 * match.budget
     out.print(
         f"\nReports         {home.reports}\nValidation      {home.data_docs}\nMLflow store    {home.tracking_uri}"
     )
@@ -197,10 +193,12 @@ def _print_match(ws: Workspace, match: Match) -> None:
             told = [f"{row['start']:%d %b %H:%M}", f"{row['severity']:.1f}", drivers]
         table.add_row(incident.kind, incident.entity, f"{incident.start:%d %b %H:%M}", f"{incident.end:%H:%M}", *told)
     out.print(table)
+    kept = "kept" if match.recall >= 0.9 and match.rate <= 2 * match.budget else "not kept"
     out.print(
         f"found {sum(hit is not None for _, hit in match.found)} of {len(match.found)} planted incidents "
         f"({match.recall:.0%}); {match.false_alarms} false alarms in {match.entity_days:,.0f} entity-days: "
-        f"{match.rate:.3f} per entity and day, promised {match.budget:g}"
+        f"{match.rate:.3f} per entity and day, promised {match.budget:g} "
+        f"(9 of 10 found, at most twice the promise: {kept})"
     )
 
 
