@@ -154,7 +154,6 @@ def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]])
     out.print(
         f"\nReports         {home.reports}\nValidation      {home.data_docs}\nMLflow store    {home.tracking_uri}"
     )
-    return good
 
 
 def night_days() -> tuple[date, date]:
