@@ -133,11 +133,18 @@ def init(
 
 
 @app.command()
-def check(home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
+def check(
+    name: Annotated[str | None, typer.Argument(help="one dataset only")] = None,
+    home: HomeDir = None,
+    datasets: Datasets = None,
+    as_json: Json = False,
+) -> None:
     """Check every YAML, every suite, and that the sources can be reached."""
     from pipeline.onboard import check as check_all
 
-    findings = check_all(datasets_dir(datasets), Home.at(home))
+    findings = [f for f in check_all(datasets_dir(datasets), Home.at(home)) if name in (None, f.dataset)]
+    if not findings:
+        raise ConfigError(f"there is no dataset {name or ''} in {datasets_dir(datasets)}; write one with: nightsift init")
     bad = [finding for finding in findings if not finding.ok]
     lines = [f"{'ok    ' if f.ok else 'FAILED'} {f.dataset} {f.what}: {f.message}" for f in findings]
     _show([asdict(finding) for finding in findings], as_json, *lines)
