@@ -144,7 +144,7 @@ def check(
 
     findings = [f for f in check_all(datasets_dir(datasets), Home.at(home)) if name in (None, f.dataset)]
     if not findings:
-        raise ConfigError(f"there is no dataset {name or ''} in {datasets_dir(datasets)}; write one with: nightsift init")
+        raise ConfigError(f"no dataset {name or 'at all'} in {datasets_dir(datasets)}; write one with: nightsift init")
     bad = [finding for finding in findings if not finding.ok]
     lines = [f"{'ok    ' if f.ok else 'FAILED'} {f.dataset} {f.what}: {f.message}" for f in findings]
     _show([asdict(finding) for finding in findings], as_json, *lines)
