@@ -130,10 +130,10 @@ def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callabl
     def follow(status: RunStatus) -> None:
         for task in status.tasks:
             key = (status.run, task.task_id, task.map_index)
-            if task.state in ("success", "failed", "up_for_retry") and seen.get(key) != task.state:
+            if task.state in ("running", "success", "failed", "up_for_retry") and seen.get(key) != task.state:
                 seen[key] = task.state
                 label = task.label if task.map_index >= 0 else ""
-                took = f" in {task.seconds:.0f} s" if task.seconds else ""
+                took = f" in {task.seconds:.0f} s" if task.seconds and task.state != "running" else ""
                 say(f"{status.run.dag_id}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
 
     say(f"{kind} of {' and '.join(show.name for show in SHOWS)}: {', '.join(f'{k} {v}' for k, v in conf.items())}")

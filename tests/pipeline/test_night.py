@@ -269,3 +269,19 @@ def test_training_on_nothing_is_refused_in_a_sentence(fresh):
     start, end = (fresh.dataset.day_bounds(date(2020, 1, day))[0] for day in (1, 5))
     with pytest.raises(GateRefusedError, match="too few to train on"):
         train(fresh, start, end)
+
+
+def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
+    """A machine with one reading, a constant feature and one that is never observed do not stop a night."""
+    ws = make_workspace(SENSOR.replace("window:", "  - {name: still}\n  - {name: gone}\nwindow:"))
+    for day in range(6):
+        lonely = sensor_day(day, machines=1).head(1 if day == 5 else 0).with_columns(machine=pl.lit("lonely"))
+        rows = pl.concat([sensor_day(day), lonely])
+        deliver(ws, rows.with_columns(still=pl.lit(3.0), gone=pl.lit(None, dtype=pl.Float64)), f"day-{day}")
+    day = START.date() + timedelta(days=5)
+    assert train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(day)[0]).promoted
+    (scored,) = score_days(ws, [day])
+    assert (scored.steps, scored.entities) == (577, 5)
+    scores = tables(ws, "scores")["scores"]
+    assert scores["score"].null_count() == 0
+    assert scores["contribution_gone"].null_count() == len(scores)
