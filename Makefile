@@ -32,7 +32,7 @@ serve: $(READY)  ## Open Airflow and MLflow on 127.0.0.1; Ctrl-C stops both
 	@$(BIN)/nightsift serve
 
 test: $(READY)  ## Run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

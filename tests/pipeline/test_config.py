@@ -200,8 +200,8 @@ def test_days_follow_without_a_gap(day: date, zone: str) -> None:
 
 
 def test_lookback_and_merging_follow_from_the_kind() -> None:
-    """Two windows of a sensor, thirty days of transactions; sixteen cadences, one hour; what is written wins."""
-    assert dataset().lookback == timedelta(minutes=128)
+    """Eighteen windows of a sensor, thirty days of transactions; sixteen cadences, one day; what is written wins."""
+    assert dataset().lookback == timedelta(minutes=18 * 64)
     assert dataset().merge_within == timedelta(minutes=16)
     assert dataset(EVENTS).lookback == timedelta(days=30)
     assert dataset(EVENTS).merge_within == timedelta(days=1)
