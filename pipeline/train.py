@@ -186,10 +186,9 @@ def learn(
 
 
 def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.int64]:
-    """`(n,)` int64: MIN_STEPS = 64
-    FIT, STOP, CALIBRATION or HOLDOUT by each row's place in its entity's time, BEFORE ahead of `start`.
+    """`(n,)` int64: FIT, STOP, CALIBRATION or HOLDOUT by a row's place in its entity's time, BEFORE ahead of `start`.
 
-        By entity, as entities need not have been there at the same time.
+    By entity, as entities need not have been there at the same time.
     """
     held = dataset.training.calibration + dataset.training.holdout
     edges = [(1 - held) * (1 - STOP_SHARE), 1 - held, 1 - dataset.training.holdout]
