@@ -233,13 +233,13 @@ def test_several_files_are_looked_at_from_the_first_to_the_last(tmp_path: Path) 
 
 def test_a_relative_source_is_written_relative_to_the_yaml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user types is seen from where the command runs; the YAML works from anywhere."""
-    (tmp_path / "work" / "in").mkdir(parents=True)
-    readings(rows=60).write_parquet(tmp_path / "work/in/x.parquet")
-    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "given" / "in").mkdir(parents=True)
+    readings(rows=60).write_parquet(tmp_path / "given/in/x.parquet")
+    monkeypatch.chdir(tmp_path / "given")
     propose("demo", "in/*.parquet", "Machine", "Time", datasets_folder=tmp_path / "conf/datasets")
     monkeypatch.chdir("/")
     dataset = load_dataset("demo", tmp_path / "conf/datasets")
-    assert dataset.source.path == "../../work/in/*.parquet"
+    assert dataset.source.path == "../../given/in/*.parquet"
     assert len(list_files(dataset, Home(tmp_path))) == 1
 
 
