@@ -17,7 +17,7 @@ from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.sequences import Steps, Windows, build_steps, cut_windows, scatter
 from pipeline.state import State, read_state, states, write_state
-from pipeline.tables import clean_schema, scores_schema
+from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.validate import input_digest, validate
 from pipeline.workspace import Workspace
 
@@ -190,7 +190,7 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
             return read_scored(ws, day)
         missing = ", ".join(f"{s.index} of {s.count}" for s, frame in zip(shards, found, strict=True) if frame is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
-    order = ["entity", "event_time", *(["event_id"] if ws.dataset.event_id else [])]
+    order = list(key_schema(ws.dataset))
     frame = pl.concat(frames).sort(order, maintain_order=True)
     ws.lake.replace(
         "scores",

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline.config import Dataset, Window
+from pipeline.tables import key_schema
 
 T = TypeVar("T", bound=np.generic)
 Encodings = Mapping[str, Mapping[str, float]]
@@ -131,7 +132,7 @@ def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> 
 
     Channels are the dataset's features (log1p where declared, categories by `encodings`), then its sequence features.
     """
-    order = ["entity", "event_time", *(["event_id"] if dataset.event_id else [])]
+    order = list(key_schema(dataset))
     frame = add_sequence_features(clean.sort([*order, *(f.name for f in dataset.features)]), dataset)
     channels = frame.select(
         *(_channel(feature.name, encodings.get(feature.name), feature.log) for feature in dataset.features),

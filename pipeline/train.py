@@ -26,6 +26,7 @@ from pipeline.ingest import ingest
 from pipeline.review import confirmed
 from pipeline.score import SILENCE, Judged, judge, predict, read_clean, tensors, weigh
 from pipeline.sequences import Steps, build_steps, cut_windows, learn_encodings
+from pipeline.tables import key_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
@@ -148,7 +149,7 @@ def learn(
     from models.scaler import RobustScaler
     from models.threshold import Threshold
 
-    order = ["entity", "event_time", *(["event_id"] if dataset.event_id else [])]
+    order = list(key_schema(dataset))
     clean = clean.sort([*order, *(feature.name for feature in dataset.features)])
     part = np.where(within(clean, abnormal), BEFORE, split(clean, start, dataset))
     encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
