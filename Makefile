@@ -6,9 +6,14 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TORCH := $(VENV)/.torch
+INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r
+# Not on PyPI, and so not in requirements-torch.lock: Linux, x86-64, Python 3.11.
+TORCH_CPU := torch==2.13.0+cpu --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve test lint format lock bench clean
+.PHONY: help setup demo serve test lint format lock bench bench-model clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -20,7 +25,7 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing the locked dependencies into $(VENV) (about 3.6 GB; once)"
 	@awk '/^[a-zA-Z0-9]/ {keep = /^uv==/} keep' requirements.lock > $(VENV)/uv.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/uv.lock
+	@$(INSTALL) $(VENV)/uv.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip sync -q --compile-bytecode --require-hashes requirements.lock
 	@VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
 	@touch $(READY)
@@ -31,7 +36,18 @@ demo: $(READY)  ## Simulate, train, run three nights and a backfill in Airflow; 
 serve: $(READY)  ## Open Airflow and MLflow on 127.0.0.1; Ctrl-C stops both
 	@$(BIN)/nightsift serve
 
-test: $(READY)  ## Run all tests
+# Torch is for the tests of its backend only. Its CPU build is taken where pip can find one (uv looks at indexes only);
+# else PyPI's, which on Linux wants 3 GB of CUDA packages: they come only if it cannot be imported without them.
+$(TORCH): requirements-torch.lock $(READY)
+	@echo "Installing Torch for the tests into $(VENV) (once)"
+	@echo '$(TORCH_CPU)' > $(VENV)/torch.lock
+	@$(INSTALL) $(VENV)/torch.lock 2> /dev/null || echo "pip finds no CPU build of Torch here; taking PyPI's"
+	@awk '/^[a-zA-Z0-9]/ {keep = !/^(cuda|nvidia|triton)/} keep' requirements-torch.lock > $(VENV)/torch.lock
+	@$(INSTALL) $(VENV)/torch.lock
+	@$(BIN)/python -c 'import torch' 2> /dev/null || $(INSTALL) requirements-torch.lock
+	@touch $(TORCH)
+
+test: $(READY) $(TORCH)  ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## Check style (ruff) and types (mypy)
@@ -40,14 +56,18 @@ lint: $(READY)  ## Check style (ruff) and types (mypy)
 format: $(READY)  ## Format the code
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format -q .
 
-lock: $(READY)  ## Resolve requirements.lock anew from pyproject.toml
-	@$(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-		--extra dev --extra celery pyproject.toml -o requirements.lock
+lock: $(READY)  ## Resolve both locks anew from pyproject.toml
+	@$(LOCK) --extra dev --extra celery pyproject.toml -o requirements.lock
+	@$(LOCK) --group torch --constraint requirements.lock -o requirements-torch.lock
 
 bench: $(READY)  ## Run every benchmark and write its figures to var/bench
 	@mkdir -p var/bench
 	@for name in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json var/bench/$$name.json; done
+
+bench-model: $(READY)  ## Measure the masked layer beside stock Keras (20 minutes)
+	@mkdir -p var/bench
+	@$(BIN)/python -m benchmarks.model --json var/bench/model.json
 
 clean:  ## Remove the virtual environment, caches and everything under var
 	@rm -rf $(VENV) var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

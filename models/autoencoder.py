@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from models.layers import MaskedConvLSTM1D
+from models.layers import MaskedConvLSTM1D, MaskedMaxPooling1D
 
 Values = NDArray[np.float32]
 Flags = NDArray[np.bool_]
@@ -22,11 +22,31 @@ Windows = tuple[Values, Flags, Flags]
 WEIGHTS = "model.weights.h5"
 CONFIG = "model.json"
 LEARNING_RATE = 1e-2
+# So many parts of a batch are computed side by side. With TF_NUM_INTRAOP_THREADS=1, one thread for each operation, that
+# is faster than threads within operations (docs/benchmarks.md). Not the number of cores, as all machines add up alike.
+PARTS = 2
+
+HEADS = ("full", "steps", "last", "mean")
+LOSSES = ("huber", "squared")
 
 
 @dataclass(frozen=True, slots=True)
 class AutoencoderConfig:
-    """The shape of a window, and of the network: filters of the encoder's layers, kernel in rows, latent per step."""
+    """The shape of a window, and of the network.
+
+    steps: of a window; a shorter one needs no padding
+    rows, channels: of a step
+    filters: of the encoder's layers
+    kernel: in rows
+    latent: numbers per step that pass the bottleneck of the head "full"
+    strides: of the encoder's layers, one for all or one for each
+    pooling: how many rows become one after each of the encoder's layers; 1: none
+    stem: filters of a convolution over the rows of each step, ahead of the encoder; 0: none
+    head: what is expected, from what: "full", every cell, from a decoder behind a bottleneck; "steps", every cell,
+        from the encoder's state at its step; "last", the newest segment, from the last state; "mean", the newest
+        segment, from the mean of the states over the steps in which a row is real
+    loss: of an error, "huber" or "squared"
+    """
 
     steps: int
     rows: int
@@ -34,12 +54,64 @@ class AutoencoderConfig:
     filters: tuple[int, ...] = (24,)
     kernel: int = 3
     latent: int = 16
+    strides: int | tuple[int, ...] = 1
+    pooling: int = 1
+    stem: int = 0
+    head: str = "full"
+    loss: str = "huber"
 
     def __post_init__(self) -> None:
-        """Raise ValueError for a size below 1."""
-        sizes = (self.steps, self.rows, self.channels, self.kernel, self.latent, *self.filters)
-        if not self.filters or min(sizes) < 1:
-            raise ValueError(f"Every size of the autoencoder must be at least 1, and it needs filters; got {self}.")
+        """Raise ValueError for a field that no network can have, with what it wants."""
+        for name in ("steps", "rows", "channels", "kernel", "latent", "pooling"):
+            self._want(name, _is_size(getattr(self, name)), "a whole number of at least 1", "give one")
+        self._want("stem", self.stem == 0 or _is_size(self.stem), "a whole number of at least 0", "give 0 for none")
+        self._want("filters", _are_sizes(self.filters), "whole numbers of at least 1", "give one for each layer")
+        self._want("head", self.head in HEADS, f"one of {HEADS}", "choose one")
+        self._want("loss", self.loss in LOSSES, f"one of {LOSSES}", "choose one")
+        layers = len(self.filters)
+        fits = _is_size(self.strides) or (_are_sizes(self.strides) and len(self.layer_strides) == layers)
+        wanted = f"one stride of at least 1, or as many as filters ({layers})"
+        self._want("strides", fits, wanted, "give one for each layer, or the decoder cannot undo them")
+        reach = max(self.layer_strides) <= self.kernel
+        self._want("strides", reach, f"at most kernel={self.kernel}", "take a longer kernel, or some rows are not read")
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        rows = self.rows
+        for place, stride in enumerate(self.layer_strides):
+            for name, factor in (("strides", stride), ("pooling", self.pooling)):
+                wanted = f"at most the {rows} rows that reach it in layer {place}"
+                self._want(name, factor <= rows, wanted, "take a smaller one, or fewer layers")
+                rows = _shrunk(rows, factor)
+
+    def _want(self, name: str, fits: bool, wanted: str, cure: str) -> None:
+        if not fits:
+            raise ValueError(
+                f"AutoencoderConfig was given {name}={getattr(self, name)!r}, but it needs {wanted}: {cure}."
+            )
+
+    @property
+    def layer_strides(self) -> tuple[int, ...]:
+        """The stride of each of the encoder's layers."""
+        return (self.strides,) * len(self.filters) if isinstance(self.strides, int) else self.strides
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """How many rows become one in each of the encoder's layers and its pooling."""
+        return tuple(stride * self.pooling for stride in self.layer_strides)
+
+    @property
+    def layer_rows(self) -> tuple[int, ...]:
+        """How many rows each of the encoder's layers reads, and how many the last one leaves."""
+        rows = [self.rows]
+        for factor in self.factors:
+            rows.append(_shrunk(rows[-1], factor))
+        return tuple(rows)
+
+    @property
+    def newest(self) -> bool:
+        """Whether the newest segment is expected, `(rows, channels)`, not the window `(steps, rows, channels)`."""
+        return self.head in {"last", "mean"}
 
     @property
     def bottleneck(self) -> int:
@@ -47,74 +119,215 @@ class AutoencoderConfig:
         return max(1, min(self.latent * self.steps, self.steps * self.rows * self.channels // 2))
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, tuple) and len(values) > 0 and all(map(_is_size, values))
+
+
+def _shrunk(rows: int, factor: int) -> int:
+    return math.ceil(rows / factor)
+
+
 class Autoencoder(keras.Model):
-    """A functional model whose loss is `masked_loss`, with the weights of cells as sample weights."""
+    """A functional model with its config, whose loss is `masked_loss`, with the weights of cells as sample weights."""
+
+    config: AutoencoderConfig
+    parts: int = 1
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """Return the expected values of a batch, computed in `parts` equal parts side by side."""
+        if self.parts == 1:
+            return super().call(inputs, training=training, mask=mask)
+        split = {name: ops.split(value, self.parts, axis=0) for name, value in inputs.items()}
+        parts = [{name: values[part] for name, values in split.items()} for part in range(self.parts)]
+        return ops.concatenate([super(Autoencoder, self).call(part, training=training) for part in parts], axis=0)
+
+    def divide(self, batch: int) -> None:
+        """Compute batches of this size in parts, if it is even."""
+        parts = PARTS if batch % PARTS == 0 else 1
+        if parts != self.parts:
+            self.parts = parts
+            self.train_function = self.test_function = self.predict_function = None  # traced for the other number
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Return `masked_loss` of a batch: y true values, sample_weight the cells that count."""
         del x, training
-        return masked_loss(y, y_pred, sample_weight)
+        return masked_loss(y, y_pred, sample_weight, self.config.loss)
 
 
 def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
-    """Return the model: `{"values", "visible", "mask"}` to expected values `(batch, steps, rows, channels)` float32.
+    """Return the model: `{"values", "visible", "mask"}` to expected values, float32, 0 in rows that the mask hides.
 
-    values are scaled readings, visible is 1 where the network may see the cell (same shape), mask `(batch, steps,
-    rows)` is true where a row is a real step. What stands in invisible cells or masked rows is never read.
-
-    The encoder's last layer returns only its last state, and all that reaches the decoder is a linear map of it to
-    `config.bottleneck` numbers a window: at most half as many as the cells that must come back. So a window cannot be
-    copied, only described. The map reads all rows at once, so that a row knows the end of the segment before; a row
-    that was never valid holds 0 there and adds nothing. The decoder gets the same numbers at every step and unrolls
-    them in time. The same seed gives the same weights.
+    values `(batch, steps, rows, channels)` are scaled readings, visible is 1 where the network may see the cell (same
+    shape), mask `(batch, steps, rows)` is true where a row is a real step. What stands in invisible cells or masked
+    rows is never read. Expected values have the shape of values; with the heads "last" and "mean" they are of each
+    window's newest segment, `(batch, rows, channels)`, which the network then never sees. Batches may have fewer
+    `steps` than the config, all numbers stay the same. The same seed gives the same weights.
     """
-    shape = (config.steps, config.rows, config.channels)
-    values = keras.Input(shape, name="values")
-    visible = keras.Input(shape, name="visible")
-    mask = keras.Input(shape[:2], dtype="bool", name="mask")
-    seeds = iter(range(1000 * seed, 1000 * seed + 1000))
-
-    def layer(filters: int, sequences: bool) -> MaskedConvLSTM1D:
-        return MaskedConvLSTM1D(
-            filters,
-            config.kernel,
-            return_sequences=sequences,
-            kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)),
-            recurrent_initializer=keras.initializers.Orthogonal(seed=next(seeds)),
-        )
-
-    def dense(units: int, name: str) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units, kernel_initializer=keras.initializers.GlorotUniform(seed=next(seeds)), name=name
-        )
-
+    shape = (config.rows, config.channels)
+    values = keras.Input((None, *shape), name="values")
+    visible = keras.Input((None, *shape), name="visible")
+    mask = keras.Input((None, config.rows), dtype="bool", name="mask")
     seen = visible > 0
+    if config.newest:
+        newest = _newest(mask)
+        seen = ops.logical_and(seen, ops.logical_not(newest[..., None, None]))
+    parts = _Parts(config, seed)
     x = ops.concatenate([ops.where(seen, values, 0), ops.cast(seen, values.dtype)], axis=-1)
-    last = len(config.filters) - 1
-    for place, filters in enumerate(config.filters):
-        x = layer(filters, sequences=place < last)(x, mask=mask)
-    x = dense(config.bottleneck, "latent")(ops.reshape(x, (-1, config.rows * config.filters[-1])))
-    x = ops.reshape(dense(config.rows * config.filters[-1], "rows")(x), (-1, 1, config.rows, config.filters[-1]))
-    x = ops.repeat(x, config.steps, axis=1)
-    for filters in reversed(config.filters):
-        x = layer(filters, sequences=True)(x, mask=mask)
-    expected = ops.where(mask[..., None], dense(config.channels, "expected")(x), 0)
-    model = Autoencoder({"values": values, "visible": visible, "mask": mask}, expected)
+    states, masks = _encode(parts, x, mask)
+    if config.head == "full":
+        x, real = _decode(parts, states, masks), mask
+    elif config.newest:
+        real = ops.any(ops.logical_and(mask, newest[..., None]), axis=1)
+        x = _project(parts, states if config.head == "last" else _mean(states, masks[-1]))
+    else:
+        x, real = _project(parts, states), mask
+    model = Autoencoder({"values": values, "visible": visible, "mask": mask}, ops.where(real[..., None], x, 0))
+    model.config = config
     model.jit_compile = False  # see `fit`; a nightly process is a new one each time, and would compile each time
     return model
 
 
-def masked_loss(values: Any, expected: Any, weight: Any) -> Any:
-    """Return the mean over sequences of Σ w·huber(error) / Σ w, a scalar.
+class _Parts:
+    """Makes the layers of one network, each with the next seeds."""
 
-    values, expected and weight are `(batch, steps, rows, channels)`; weight is 0 where a cell does not count.
+    def __init__(self, config: AutoencoderConfig, seed: int) -> None:
+        self.config = config
+        self.seeds = iter(range(1000 * seed, 1000 * seed + 1000))
+
+    def glorot(self) -> Any:
+        return keras.initializers.GlorotUniform(seed=next(self.seeds))
+
+    def recurrent(self, filters: int, sequences: bool, strides: int = 1) -> MaskedConvLSTM1D:
+        return MaskedConvLSTM1D(
+            filters,
+            self.config.kernel,
+            strides=strides,
+            padding="same",
+            return_sequences=sequences,
+            kernel_initializer=self.glorot(),
+            recurrent_initializer=keras.initializers.Orthogonal(seed=next(self.seeds)),
+        )
+
+    def dense(self, units: int, name: str) -> keras.layers.Dense:
+        return keras.layers.Dense(units, kernel_initializer=self.glorot(), name=name)
+
+    def stem(self) -> keras.layers.Conv2D:
+        """A convolution over the rows of each step: a kernel of one step by `kernel` rows, for any number of steps."""
+        return keras.layers.Conv2D(
+            self.config.stem,
+            (1, self.config.kernel),
+            padding="same",
+            data_format="channels_last",
+            activation="relu",
+            kernel_initializer=self.glorot(),
+            name="stem",
+        )
+
+
+def _encode(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
+    """Return the last layer's states, and the masks of the rows that each layer reads and that the last one leaves.
+
+    The states are `(batch, steps, rows, filters)`, or the last one `(batch, rows, filters)` where the head wants no
+    more. It depends on valid cells only, and a row that was never valid holds 0.
+    """
+    config = parts.config
+    if config.stem:
+        x = ops.where(mask[..., None], parts.stem()(ops.where(mask[..., None], x, 0)), 0)
+    masks, last = [mask], len(config.filters) - 1
+    for place, (filters, stride) in enumerate(zip(config.filters, config.layer_strides, strict=True)):
+        sequences = place < last or config.head in {"steps", "mean"}
+        x = parts.recurrent(filters, sequences, stride)(x, mask=masks[-1])
+        strided = _coarser(masks[-1], config.layer_rows[place], stride)
+        if config.pooling > 1:
+            x = _pooled(x, strided, config.pooling)
+        masks.append(_coarser(masks[-1], config.layer_rows[place], config.factors[place]))
+    return x, masks
+
+
+def _pooled(x: Any, mask: Any, factor: int) -> Any:
+    """Return the greatest of `factor` neighbouring rows: of those valid now, of a last state of those ever valid."""
+    pool = MaskedMaxPooling1D(factor)
+    if len(x.shape) == 4:
+        return pool(x, mask=mask)
+    return pool(x[:, None], mask=ops.any(mask, axis=1, keepdims=True))[:, 0]
+
+
+def _coarser(mask: Any, rows: int, factor: int) -> Any:
+    """Return `(batch, steps, ⌈rows/factor⌉)` bool: whether any of so many neighbouring rows is valid."""
+    if factor == 1:
+        return mask
+    groups = np.arange(rows)[:, None] // factor == np.arange(_shrunk(rows, factor))
+    return ops.matmul(ops.cast(mask, "float32"), groups.astype(np.float32)) > 0
+
+
+def _decode(parts: _Parts, state: Any, masks: list[Any]) -> Any:
+    """Return what the decoder expects of every cell, from the encoder's last state through the bottleneck.
+
+    All that reaches the decoder is a linear map of the state to `config.bottleneck` numbers a window: at most half as
+    many as the cells that must come back. So a window cannot be copied, only described. The map reads all rows at once,
+    so that a row knows the end of the segment before. The decoder gets the same numbers at every step, unrolls them in
+    time, and goes back through the encoder's row counts, whatever the strides were.
+    """
+    config = parts.config
+    rows, filters = config.layer_rows[-1], config.filters[-1]
+    x = parts.dense(config.bottleneck, "latent")(ops.reshape(state, (-1, rows * filters)))
+    x = ops.reshape(parts.dense(rows * filters, "rows")(x), (-1, 1, rows, filters))
+    x = ops.where(masks[-1][..., None], x, 0)  # at every step that there is
+    for place in reversed(range(len(config.filters))):
+        if config.factors[place] > 1:
+            units = config.factors[place] * config.filters[place]
+            x = _finer(parts.dense(units, f"finer_{place}")(x), config.layer_rows[place], config.factors[place])
+        x = parts.recurrent(config.filters[place], sequences=True)(x, mask=masks[place])
+    return parts.dense(config.channels, "expected")(x)
+
+
+def _project(parts: _Parts, states: Any) -> Any:
+    """Return a linear map of each row of states to the channels of the rows that it stands for."""
+    factor = math.prod(parts.config.factors)
+    x = parts.dense(factor * parts.config.channels, "expected")(states)
+    return _finer(x, parts.config.rows, factor) if factor > 1 else x
+
+
+def _finer(x: Any, rows: int, factor: int) -> Any:
+    """Return `(batch, …, rows, channels)` from `(batch, …, ⌈rows/factor⌉, factor·channels)`: a row becomes `factor`.
+
+    The channels become rows as in Shi et al. 2016, "Real-time single image and video super-resolution using an
+    efficient sub-pixel convolutional neural network". Row r comes from row r // factor, which is valid where r is.
+    """
+    steps = (-1,) if len(x.shape) == 4 else ()
+    x = keras.layers.Reshape((*steps, x.shape[-2] * factor, x.shape[-1] // factor))(x)
+    return x[..., :rows, :]
+
+
+def _mean(states: Any, mask: Any) -> Any:
+    """Return each row's mean state over the steps in which it is valid, `(batch, rows, filters)`; 0 for none."""
+    count = ops.sum(ops.cast(mask[..., None], states.dtype), axis=1)
+    return ops.sum(states, axis=1) / ops.maximum(count, 1)  # states are 0 where the mask is
+
+
+def _newest(mask: Any) -> Any:
+    """Return `(batch, steps)` bool: true at the last step with a real row, nowhere where there is none."""
+    real = ops.any(mask, axis=-1)
+    later = ops.flip(ops.cumsum(ops.cast(ops.flip(real, axis=1), "int32"), axis=1), axis=1)
+    return ops.logical_and(real, ops.equal(later, 1))  # a symbolic tensor has no ==
+
+
+def masked_loss(values: Any, expected: Any, weight: Any, loss: str = "huber") -> Any:
+    """Return the mean over sequences of Σ w·huber(error) / Σ w, a scalar; with "squared", ½·error² stands for huber.
+
+    values, expected and weight are `(batch, steps, rows, channels)` or `(batch, rows, channels)`; weight is 0 where a
+    cell does not count.
 
     Let e = values − expected and huber(e) = ½e² for |e| ≤ 1, |e| − ½ beyond. The loss of a sequence is the mean of
-    huber over the cells that count, Σ w·huber(e) / Σ w. Its gradient by an expected cell, w·clip(e, ±1) / Σ w,
-    is 0 where w = 0 and depends on no other sequence; so a long sequence weighs no more than a short one, and padding
-    nothing.
+    huber over the cells that count, Σ w·huber(e) / Σ w. Its gradient by an expected cell, −w·clip(e, ±1) / Σ w
+    (−w·e / Σ w for the squared error), is 0 where w = 0 and depends on no other sequence; so a long sequence weighs no
+    more than a short one, and padding nothing.
     A mean over all cells, Σ w·huber(e) / (steps·rows·channels), would shrink with the share of padding instead.
     Sequences without a counting cell have no mean and are left out of the mean over the batch. Values are replaced
     where w = 0, not multiplied, because NaN × 0 is NaN.
@@ -122,9 +335,11 @@ def masked_loss(values: Any, expected: Any, weight: Any) -> Any:
     weight = ops.cast(weight, expected.dtype)
     error = ops.where(weight > 0, values - expected, 0)
     size = ops.abs(error)
-    huber = ops.where(size <= 1, 0.5 * size * size, size - 0.5)
-    total = ops.sum(weight, axis=(1, 2, 3))
-    each = ops.sum(weight * huber, axis=(1, 2, 3)) / ops.where(total > 0, total, 1)
+    half_square = 0.5 * size * size
+    cost = ops.where(size <= 1, half_square, size - 0.5) if loss == "huber" else half_square
+    cells = tuple(range(1, len(expected.shape)))
+    total = ops.sum(weight, axis=cells)
+    each = ops.sum(weight * cost, axis=cells) / ops.where(total > 0, total, 1)
     count = ops.sum(ops.cast(total > 0, expected.dtype))
     return ops.sum(each) / ops.maximum(count, 1)
 
@@ -146,25 +361,30 @@ def fit(
     """Train by masked prediction; return the losses by epoch, `{"loss": […], "val_loss": […]}`.
 
     Every epoch hides another share `hide` of the observed cells from the network, and with `groups` > 0 in half of the
-    windows one of the channel groups (see `hide_group`) of the last segment, while the loss counts all observed cells.
+    windows one of the channel groups (see `hide_group`) of the last segment, while the loss counts all observed cells
+    that the head expects.
     The learning rate falls along a cosine; with a validation set training stops once it no longer improves, and the
     best weights are restored. The same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after
     every epoch, which counts from 0.
 
-    Raises ValueError without windows, for shapes that do not fit together, and for an observed cell that is not finite.
+    Raises ValueError without windows, for shapes that do not fit together or to the model, and for an observed cell
+    that is not finite.
     """
     if not len(values):
         raise ValueError("There are no windows to train on: give fit at least one.")
-    training = _Batches(values, observed, mask, batch=batch, seed=seed, hide=hide, groups=groups, shuffle=True)
+    config = model.config
+    training = _Batches(config, values, observed, mask, batch=batch, seed=seed, hide=hide, groups=groups, shuffle=True)
     held_out = None
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=on_epoch)] if on_epoch else []
     if validation is not None:
-        held_out = _Batches(*validation, batch=batch, seed=seed + 1, hide=hide, groups=groups, shuffle=False)
+        held_out = _Batches(config, *validation, batch=batch, seed=seed + 1, hide=hide, groups=groups, shuffle=False)
         callbacks.append(keras.callbacks.EarlyStopping(patience=max(3, epochs // 5), restore_best_weights=True))
     keras.utils.set_random_seed(seed)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, decay_steps=epochs * len(training), alpha=0.02)
-    # Without XLA: compiling would take longer than it saves in a training of a few minutes.
+    # Without XLA: on a CPU it takes longer to compile, and the parts of a batch no longer run side by side.
     model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), jit_compile=False)
+    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
+    model.divide(batch)
     history = model.fit(
         training, validation_data=held_out, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
     )
@@ -176,12 +396,14 @@ def expect(
 ) -> Values:
     """Return what the model expects in every cell, `(n, steps, rows, channels)` float32, 0 in rows that the mask hides.
 
-    The network sees the observed cells that are not `hidden` (same shape). A window's result depends neither on the
-    other windows nor on their order.
+    With the heads "last" and "mean" it is `(n, rows, channels)`, of each window's `last_segment`. The network sees the
+    observed cells that are not `hidden` (same shape). A window's result depends neither on the other windows nor on
+    their order. Raises ValueError as `fit` does, but for no windows.
     """
     if not len(values):
-        return np.zeros(values.shape, np.float32)
-    batches = _Batches(values, observed, mask, batch=batch, hidden=hidden)
+        return np.zeros((0, *values.shape[2 if model.config.newest else 1 :]), np.float32)
+    batches = _Batches(model.config, values, observed, mask, batch=batch, hidden=hidden)
+    model.divide(batch)
     return np.asarray(model.predict(batches, verbose=0), dtype=np.float32)[: len(values)]
 
 
@@ -194,11 +416,14 @@ def last_segment(mask: Flags) -> NDArray[np.int64]:
 class _Batches(keras.utils.PyDataset):
     """Windows in batches `(inputs, true values, weights)`; the last is filled with fully masked windows.
 
+    True values and weights are of the cells that the head expects: the whole window, or its newest segment.
+
     So all batches have one shape, and a model is traced once. Order and hidden cells are drawn anew for every epoch.
     """
 
     def __init__(
         self,
+        config: AutoencoderConfig,
         values: Values,
         observed: Flags,
         mask: Flags,
@@ -211,7 +436,8 @@ class _Batches(keras.utils.PyDataset):
         shuffle: bool = False,
     ) -> None:
         super().__init__()
-        self.values, self.observed, self.mask = values, _countable(values, observed, mask), mask
+        self.values, self.observed, self.mask = values, _countable(config, values, observed, mask), mask
+        self.newest = config.newest
         self.batch, self.seed, self.epoch = batch, seed, 0
         self.hide, self.groups, self.shuffle = hide, groups, shuffle
         self.order = np.arange(len(values))
@@ -236,14 +462,24 @@ class _Batches(keras.utils.PyDataset):
         observed = self.observed[chosen]
         visible = observed & ~self.hidden[chosen]
         values = self.values[chosen]
-        parts = (np.where(visible, values, 0), visible, self.mask[chosen], np.where(observed, values, 0), observed)
+        mask, shown = self.mask[chosen], np.where(visible, values, 0)
+        if self.newest:
+            target = (np.arange(len(chosen)), last_segment(mask))
+            values, observed = values[target], observed[target]
+        parts = (shown, visible, mask, np.where(observed, values, 0), observed)
         shown, visible, mask, values, weight = (_filled(part, self.batch) for part in parts)
         inputs = {"values": shown, "visible": visible.astype(np.float32), "mask": mask}
         return inputs, values, weight.astype(np.float32)
 
 
-def _countable(values: Values, observed: Flags, mask: Flags) -> Flags:
+def _countable(config: AutoencoderConfig, values: Values, observed: Flags, mask: Flags) -> Flags:
     """Return the observed cells in real rows; raise ValueError where shapes or values do not fit."""
+    shape = (config.rows, config.channels)
+    if values.ndim != 4 or values.shape[2:] != shape or values.shape[1] > config.steps:
+        raise ValueError(
+            f"autoencoder was given values of shape {values.shape}, but it needs (n, steps, {shape[0]}, {shape[1]}) "
+            f"with at most {config.steps} steps: cut the windows so, or build it with their rows and channels."
+        )
     if values.shape != observed.shape or values.shape[:3] != mask.shape:
         raise ValueError(
             f"values {values.shape}, observed {observed.shape} and mask {mask.shape} do not fit together: "
@@ -292,8 +528,9 @@ def load_model(folder: Path) -> tuple[Autoencoder, AutoencoderConfig]:
 
     Raises FileNotFoundError if a file is missing, and ValueError if the weights do not fit the config.
     """
-    fields = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    config = AutoencoderConfig(**{**fields, "filters": tuple(fields["filters"])})
+    fields: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    fields = {name: tuple(field) if isinstance(field, list) else field for name, field in fields.items()}
+    config = AutoencoderConfig(**fields)
     model = build_autoencoder(config)
     model.load_weights(folder / WEIGHTS)
     return model, config

@@ -1,5 +1,6 @@
 """The autoencoder: the law through the whole model, its loss, its training, and its files."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.autoencoder import (
+    LOSSES,
     AutoencoderConfig,
     _Batches,
     _hidden,
@@ -68,56 +70,12 @@ def inputs(values, visible, mask):
 
 @property_test
 @given(seed=st.integers(0, 1000), fill=st.sampled_from(FILLS))
-def test_unseen_values_change_nothing(model, seed, fill):
-    """What stands in invisible cells and masked rows changes no output, and has a gradient of exactly 0."""
-    values, visible, mask = windows(4, seed)
-    other = np.where(visible, values, np.float32(fill))
-    upstream = tf.constant(np.random.default_rng(seed).normal(size=values.shape).astype("float32"))
-    results = []
-    for x in (values, other):
-        x = tf.constant(x)  # noqa: PLW2901 – the tape must watch a tensor
-        with tf.GradientTape() as tape:
-            tape.watch(x)
-            out = model(inputs(x, visible, mask))
-        results.append((out, *tape.gradient(out, [x, *model.trainable_variables], output_gradients=upstream)))
-    for one, two in zip(*results, strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert not results[1][1].numpy()[~visible].any()
-    assert not results[1][0].numpy()[~mask].any()
-
-
-@property_test
-@given(seed=st.integers(0, 1000), fill=st.sampled_from(FILLS))
 def test_flags_of_masked_rows_change_nothing(model, seed, fill):
     """In a masked row not even the flags of visibility are read."""
     values, visible, mask = windows(4, seed)
     claimed = np.where(mask[..., None], visible, True)
     other = np.where(mask[..., None], values, np.float32(fill))
     np.testing.assert_array_equal(model(inputs(other, claimed, mask)), model(inputs(values, visible, mask)))
-
-
-@pytest.mark.parametrize(("steps", "latent"), [(3, 4), (4, 3), (6, 2)])
-@pytest.mark.parametrize("rows", [0, 2])
-def test_padding_changes_nothing(model, steps, latent, rows):
-    """The same window in a longer and wider one, with the same weights, has the same expected values."""
-    values, visible, mask = windows(3)
-    config = replace(CONFIG, steps=steps, latent=latent, rows=CONFIG.rows + rows)
-    bigger = build_autoencoder(config)
-    bigger.set_weights([placed(*pair) for pair in zip(model.get_weights(), bigger.get_weights(), strict=True)])
-    want = model(inputs(values, visible, mask))
-    for before, fill in zip(range(1 + steps - CONFIG.steps), FILLS, strict=False):
-        room = ((0, 0), (before, steps - CONFIG.steps - before), (0, rows))
-        padded = np.pad(values, (*room, (0, 0)), constant_values=np.float32(fill))
-        out = bigger(inputs(padded, np.pad(visible, (*room, (0, 0))), np.pad(mask, room)))
-        inside = np.asarray(out)[:, before : before + CONFIG.steps, : CONFIG.rows]
-        np.testing.assert_allclose(inside, want, atol=1e-6)
-
-
-def placed(weight, into):
-    """A weight in the corner of one that has room for more rows, whose own values stay beside it."""
-    out = into.copy()
-    out[tuple(slice(size) for size in weight.shape)] = weight
-    return out
 
 
 def test_nothing_valid_gives_zeros(model):
@@ -143,35 +101,35 @@ def test_all_information_passes_a_bottleneck(model):
 
 
 @property_test
-@given(st.integers(0, 1000), st.sampled_from(FILLS))
-def test_loss_is_the_formula(seed, fill):
-    """The loss is the mean over sequences of Σ w·huber / Σ w, whatever stands where w is 0."""
+@given(st.integers(0, 1000), st.sampled_from(FILLS), st.sampled_from(LOSSES), st.sampled_from([(2, 3, 2), (3, 2)]))
+def test_loss_is_the_formula(seed, fill, loss, cells):
+    """The loss is the mean over sequences of Σ w·cost / Σ w, whatever stands where w is 0, for windows and segments."""
     rng = np.random.default_rng(seed)
-    shape = (rng.integers(1, 5), 2, 3, 2)
+    shape = (rng.integers(1, 5), *cells)
     values, expected = rng.normal(scale=2, size=(2, *shape)).astype("float32")
     weight = (rng.uniform(0.5, 2, shape) * (rng.random(shape) < 0.5)).astype("float32")
     weight[0] *= rng.random() < 0.5
     each = []
     for y, p, w in zip(values, expected, weight, strict=True):
         error = np.abs(y - p)
-        huber = np.where(error <= 1, error**2 / 2, error - 0.5)
+        cost = error**2 / 2 if loss == "squared" else np.where(error <= 1, error**2 / 2, error - 0.5)
         if w.sum() > 0:
-            each.append((w * huber).sum() / w.sum())
+            each.append((w * cost).sum() / w.sum())
     filled = np.where(weight > 0, values, np.float32(fill))
     want = np.mean(each) if each else 0.0
-    np.testing.assert_allclose(masked_loss(filled, expected, weight), want, rtol=1e-5)
+    np.testing.assert_allclose(masked_loss(filled, expected, weight, loss), want, rtol=1e-5)
 
 
 @property_test
-@given(st.integers(0, 1000))
-def test_loss_has_no_gradient_where_nothing_counts(seed):
+@given(st.integers(0, 1000), st.sampled_from(LOSSES))
+def test_loss_has_no_gradient_where_nothing_counts(seed, loss):
     """The loss' gradient by an expected cell is 0 where w = 0, and finite beside NaN."""
     values, observed, _ = windows(3, seed)
     expected = tf.constant(np.random.default_rng(seed).normal(size=values.shape).astype("float32"))
     with tf.GradientTape() as tape:
         tape.watch(expected)
-        loss = masked_loss(np.where(observed, values, np.float32(np.nan)), expected, observed)
-    gradient = tape.gradient(loss, expected).numpy()
+        total = masked_loss(np.where(observed, values, np.float32(np.nan)), expected, observed, loss)
+    gradient = tape.gradient(total, expected).numpy()
     assert np.isfinite(gradient).all()
     assert not gradient[~observed].any()
     assert gradient[observed].all()
@@ -223,7 +181,7 @@ def test_unobserved_values_do_not_reach_training():
 def test_last_batch_is_filled_with_windows_that_count_nothing(model):
     """All batches have one shape, and the fill adds nothing to the loss."""
     values, observed, mask = windows(7)
-    batches = _Batches(values, observed, mask, batch=5)
+    batches = _Batches(CONFIG, values, observed, mask, batch=5)
     assert [len(batches[i][1]) for i in range(len(batches))] == [5, 5]
     shown, true, weight = batches[1]
     alone = masked_loss(values[5:], model(inputs(values[5:], observed[5:], mask[5:])), observed[5:])
@@ -258,7 +216,7 @@ def test_hiding_every_group_in_turn_hides_each_cell_of_the_target_once():
 def test_every_epoch_hides_anew_and_hidden_cells_count():
     """The next epoch hides other cells, and what is hidden is still in the loss."""
     values, observed, mask = windows(20)
-    batches = _Batches(values, observed, mask, batch=5, hide=0.2, shuffle=True)
+    batches = _Batches(CONFIG, values, observed, mask, batch=5, hide=0.2, shuffle=True)
     before = batches[0]
     batches.on_epoch_begin()
     assert (before[0]["visible"] != batches[0][0]["visible"]).any()
@@ -274,7 +232,7 @@ def test_every_epoch_sees_other_hidden_cells_and_each_window_once():
             seen.append((self.epoch, index, self.order.copy(), self.hidden))
             return super().__getitem__(index)
 
-    batches = Watched(*windows(20), batch=5, hide=0.3, shuffle=True)
+    batches = Watched(SMALL, *windows(20), batch=5, hide=0.3, shuffle=True)
     network = build_autoencoder(SMALL)
     network.compile("sgd", jit_compile=False)
     seen.clear()
@@ -357,6 +315,19 @@ def test_same_seed_builds_the_same_model():
     assert any((a != b).any() for a, b in zip(one, other, strict=True))
 
 
+def test_the_default_model_is_what_it_was(tmp_path):
+    """A config saved before strides, pooling, stem, head and loss loads as one without them."""
+    save_model(build_autoencoder(CONFIG, seed=2), CONFIG, tmp_path)
+    fields = json.loads((tmp_path / "model.json").read_text())
+    old = {name: fields[name] for name in ("steps", "rows", "channels", "filters", "kernel", "latent")}
+    (tmp_path / "model.json").write_text(json.dumps(old))
+    network, config = load_model(tmp_path)
+    assert config == CONFIG
+    assert (config.strides, config.pooling, config.stem, config.head, config.loss) == (1, 1, 0, "full", "huber")
+    for one, two in zip(network.get_weights(), build_autoencoder(CONFIG, seed=2).get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -364,11 +335,59 @@ def test_same_seed_builds_the_same_model():
         (lambda v, o, m: expect(build_autoencoder(CONFIG), v, o, m[..., :-1]), "do not fit together"),
         (lambda v, o, m: expect(build_autoencoder(CONFIG), v * np.nan, o, m), "observed cell is NaN"),
         (lambda v, o, m: fit(build_autoencoder(CONFIG), v[:0], o[:0], m[:0]), "no windows"),
-        (lambda v, o, m: AutoencoderConfig(3, 4, 0), "at least 1"),
-        (lambda v, o, m: AutoencoderConfig(3, 4, 2, filters=()), "needs filters"),
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v[0], o[0], m[0]), r"it needs \(n, steps, 4, 2\)"),
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v[..., :1], o, m), r"shape \(3, 3, 4, 1\), but"),
+        (lambda v, o, m: expect(build_autoencoder(CONFIG), v[:, :, :2], o, m), r"shape \(3, 3, 2, 2\), but"),
+        (lambda v, o, m: expect(build_autoencoder(replace(CONFIG, steps=2)), v, o, m), "at most 2 steps"),
     ],
 )
-def test_mistakes_are_named(call, message):
-    """Data that do not fit, and sizes that cannot be, raise a ValueError that says so."""
+def test_mistakes_in_data_are_named(call, message):
+    """Data that do not fit raise a ValueError that says so."""
     with pytest.raises(ValueError, match=message):
         call(*windows(3))
+
+
+CONFIG_MISTAKES = [
+    ({"channels": 0}, "channels=0, but it needs a whole number of at least 1: give one."),
+    ({"steps": 2.5}, "steps=2.5, but it needs a whole number of at least 1: give one."),
+    ({"stem": -1}, "stem=-1, but it needs a whole number of at least 0: give 0 for none."),
+    ({"filters": ()}, "filters=(), but it needs whole numbers of at least 1: give one for each layer."),
+    ({"filters": (4, 0)}, "filters=(4, 0), but it needs whole numbers of at least 1: give one for each layer."),
+    (
+        {"strides": (2, 2, 1)},
+        "strides=(2, 2, 1), but it needs one stride of at least 1, or as many as filters (2): give one for each layer, "
+        "or the decoder cannot undo them.",
+    ),
+    (
+        {"strides": (0, 1)},
+        "strides=(0, 1), but it needs one stride of at least 1, or as many as filters (2): give one for each layer, "
+        "or the decoder cannot undo them.",
+    ),
+    (
+        {"strides": 4},
+        "strides=4, but it needs at most kernel=3: take a longer kernel, or some rows are not read.",
+    ),
+    (
+        {"strides": (3, 3)},
+        "strides=(3, 3), but it needs at most the 2 rows that reach it in layer 1: take a smaller one, or fewer "
+        "layers.",
+    ),
+    (
+        {"pooling": 8},
+        "pooling=8, but it needs at most the 4 rows that reach it in layer 0: take a smaller one, or fewer layers.",
+    ),
+    (
+        {"strides": 2, "pooling": 2},
+        "strides=2, but it needs at most the 1 rows that reach it in layer 1: take a smaller one, or fewer layers.",
+    ),
+    ({"head": "first"}, "head='first', but it needs one of ('full', 'steps', 'last', 'mean'): choose one."),
+    ({"loss": "mse"}, "loss='mse', but it needs one of ('huber', 'squared'): choose one."),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), CONFIG_MISTAKES)
+def test_mistakes_in_a_config_are_named(change, message):
+    """A field that no network can have is refused with its value, what is wanted, and the change that mends it."""
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 – the whole message is compared
+        replace(CONFIG, **change)
+    assert str(raised.value) == f"AutoencoderConfig was given {message}"
