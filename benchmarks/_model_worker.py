@@ -191,12 +191,12 @@ def loss_curves(shape: Shape, steps: int = 20) -> dict[str, list[float]]:
     }
 
 
-def half_masked(seeds: int, epochs: int, windows: int = 512) -> dict[str, dict[str, list[float]]]:
+def half_masked(where: str, seeds: int, epochs: int, windows: int = 512) -> dict[str, dict[str, list[float]]]:
     """Validation error on valid cells, and on those at the ends of sequences, of ours and of stock with zero filling.
 
-    Sums of two sine waves and noise, `(windows, 8, 8, 2)`; each sequence ends at a random row of a random step, so that
-    half of the rows are padding on average. All predict the next row of each valid row and are trained with the same
-    masked loss, so that only what the layers make of the padding differs.
+    Sums of two sine waves and noise, `(windows, 8, 8, 2)`. Half of the rows are masked on average: with "ends" each
+    sequence ends at a random row, with "gaps" stretches of four rows are missing. All predict the next row of each
+    valid row and are trained with the same masked loss, so that only what the layers make of masked rows differs.
     """
     import keras
     import numpy as np
@@ -211,6 +211,8 @@ def half_masked(seeds: int, epochs: int, windows: int = 512) -> dict[str, dict[s
             for _ in range(2)
         ]
         series = (sum(waves) + 0.1 * random.standard_normal((count, 65, 2))).astype("float32")
+        if where == "gaps":
+            return series, np.repeat(random.random((count, 16)) < 0.5, 4, axis=1)
         return series, np.arange(64)[None] < random.integers(4, 61, count)[:, None]
 
     class NextRow(keras.Model):

@@ -24,27 +24,31 @@ SHAPES: tuple[Shape, ...] = (
     (256, 16, 16, 8),
     (256, 8, 8, 38),
 )
-ALL = ["stock", "ours", "ours xla", "ours masked", "ours masked half", "lstm", "conv1d"]
+CONTENDERS = ["stock", "ours", "ours xla", "ours xla masked"]
+PEERS = ["stock", "ours", "lstm", "conv1d"]
 
 
 def measure(quick: bool, scratch: Path) -> Result:
     """Return the rows of every setting, geometric means of the ratios, and the figures of quality."""
     shapes = [SHAPES[0], SHAPES[1]] if quick else list(SHAPES)
     repeats = 3 if quick else 7
-    default = _speed(shapes, ALL, repeats)
+    default = _speed(shapes, CONTENDERS, repeats)
+    peers = _speed(shapes[:2], PEERS, repeats)
     pinned = _speed(shapes, ["stock", "ours", "ours xla"], repeats, cores=[0], threads=1)
-    parts = _speed(shapes, ["stock", "ours", "ours parts"], repeats, threads=1)
+    parts = _speed(shapes, ["stock", "ours parts"], repeats, threads=1)
     jax = _speed(shapes[:2], ["stock", "ours"], repeats, backend="jax")
     pairs = _pairs(shapes, default, scratch, seconds=1 if quick else 3)
     return {
         "cores": os.cpu_count(),
         "default threads": default,
+        "peers": peers,
         "one pinned core": pinned,
         "one thread an operation": parts,
         "JAX": jax,
         "two processes of one thread": pairs,
         "geometric means over stock": {
             "default threads": _means(default),
+            "peers": _means(peers),
             "one pinned core": _means(pinned),
             "one thread an operation": _means(parts),
             "one thread an operation, over stock at default threads": _means(_over(parts, default)),
@@ -57,7 +61,10 @@ def measure(quick: bool, scratch: Path) -> Result:
         "first step": _first_steps(scratch),
         "peak memory MiB": {kind: _run("memory", shape=SHAPES[5], kind=kind)["made"] for kind in ("stock", "ours")},
         "loss curves": _run("loss_curves", shape=(16, 8, 8, 2))["made"],
-        "half masked": _run("half_masked", seeds=1 if quick else 3, epochs=4 if quick else 30)["made"],
+        "half masked": {
+            where: _run("half_masked", where=where, seeds=1 if quick else 3, epochs=4 if quick else 30)["made"]
+            for where in ("ends", "gaps")
+        },
     }
 
 

@@ -42,7 +42,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; a failure ends in one sentence on standard error and its exit code."""
     logging.basicConfig(level=os.environ.get("NIGHTSIFT_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # see models.autoencoder.PARTS
     try:
         app(args=list(argv) if argv is not None else None, standalone_mode=True)
     except NightsiftError as error:

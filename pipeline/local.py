@@ -103,7 +103,6 @@ def environment(home: Home, datasets: Path, folder: Path, port: int) -> dict[str
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job workers cost half a gigabyte and serve nothing here
         "GX_ANALYTICS_ENABLED": "false",
         "TF_CPP_MIN_LOG_LEVEL": "2",
-        "TF_NUM_INTRAOP_THREADS": "1",  # see models.autoencoder.PARTS
     }
 
 
