@@ -326,8 +326,8 @@ def test_weights_are_named_and_shaped_as_in_the_stock_layer():
 def test_trains_as_the_stock_layer_does():
     """From the same weights, 20 steps of training on unmasked data give the stock layer's loss curve to 1e-4."""
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(20, 8, 3, 6, 2)).astype("float32")
-    y = rng.normal(size=(20, 8, 3, 6, 3)).astype("float32")
+    x = rng.normal(size=(8, 3, 6, 2)).astype("float32")
+    y = rng.normal(size=(8, 3, 6, 3)).astype("float32")
     curves, weights = [], None
     for cls in (STOCK, MaskedConvLSTM1D):
         layers = [cls(units, 3, padding="same", return_sequences=True) for units in (4, 3)]
@@ -335,9 +335,9 @@ def test_trains_as_the_stock_layer_does():
         weights = model.get_weights() if weights is None else weights
         model.set_weights(weights)
         model.compile(keras.optimizers.Adam(0.01), "mse", jit_compile=JAX)
-        curves.append([model.train_on_batch(*batch) for batch in zip(x, y, strict=True)])
+        curves.append([model.train_on_batch(x, y) for _ in range(20)])
     np.testing.assert_allclose(curves[1], curves[0], atol=1e-4)
-    assert curves[0][0] != pytest.approx(curves[0][-1], abs=1e-3)
+    assert curves[0][-1] < curves[0][0] - 0.01
 
 
 @settings(property_test, max_examples=2)
