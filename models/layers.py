@@ -258,8 +258,8 @@ class MaskedConvLSTM1D(keras.layers.ConvLSTM1D):
     - With `go_backwards=True` outputs come in the order in which they were made, as in the stock layer, and the mask
       that goes on with them is reversed too.
     - `partial=True` divides the convolution of the inputs by the share of valid rows under the kernel (partial
-      convolution, Liu et al. 2018). It helps where sequences end (docs/benchmarks.md), and is off because it changes the
-      first and last rows of unmasked data.
+      convolution, Liu et al. 2018). It helps where sequences end (docs/benchmarks.md), and is off because it changes
+      the first and last rows of unmasked data.
 
     So what stands in masked places, how many masked rows or steps follow, and which sequences share the batch change no
     valid output and no gradient; with nothing masked (and stride 1) the layer equals the stock one.
