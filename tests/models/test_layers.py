@@ -340,6 +340,19 @@ def test_trains_as_the_stock_layer_does():
     assert curves[0][-1] < curves[0][0] - 0.01
 
 
+def test_appended_rows_change_nothing_under_strides():
+    """The padding on the left does not depend on the number of rows, which decides the padding of the stock layer."""
+    x, mask = some((1, 2, 9, 1)).astype("float32"), np.ones((1, 2, 9), bool)
+    mask[:, :, 8] = False
+    for kernel, strides in ((3, 2), (4, 2), (5, 3)):
+        short = MaskedConvLSTM1D(2, kernel, strides=strides, padding="same")
+        long = MaskedConvLSTM1D(2, kernel, strides=strides, padding="same")
+        want = told(short(x[:, :, :8], mask=mask[:, :, :8]))
+        long.build(x.shape)
+        long.set_weights(short.get_weights())
+        np.testing.assert_allclose(told(long(x, mask=mask))[:, : want.shape[1]], want, atol=1e-6)
+
+
 @settings(property_test, max_examples=2)
 @given(cases(steps=(33, 34), options={"go_backwards": False}, dtype="float64"))
 def test_long_sequences_are_the_same(case):
