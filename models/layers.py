@@ -1,6 +1,7 @@
 """Masked convolutional layers over rows: what a mask hides changes nothing that it shows."""
 
 import inspect
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -474,8 +475,9 @@ class _MaskedPooling1D(keras.layers.Layer):
         x, valid = (ops.stack(_pools(part, self.pool_size, axis=2)) for part in (inputs, valid))
         return ops.where(ops.any(valid, axis=0), self._pooled(x, valid), 0)
 
+    @abstractmethod
     def _pooled(self, x: Any, valid: Any) -> Any:
-        raise NotImplementedError
+        """Return one row for each pool, from its rows along the first axis; what an empty pool gets is not read."""
 
     def compute_mask(self, _: Any, mask: Any = None) -> Any:
         """Return the mask of the pools: valid where any row is; one of steps stays as it is."""
