@@ -4,6 +4,7 @@
 thread, the JAX backend) is a process of its own; within it the contenders take turns.
 """
 
+import itertools
 import json
 import math
 import os
@@ -53,10 +54,7 @@ def measure(quick: bool, scratch: Path) -> Result:
             "one thread an operation": _means(parts),
             "one thread an operation, over stock at default threads": _means(_over(parts, default)),
             "JAX": _means(jax),
-            "two processes of one thread": {
-                what: _geometric([row["ratio"] for row in pairs if row["what"] == what])
-                for what in ("predict", "train")
-            },
+            "two processes of one thread": _means(pairs),
         },
         "first step": _first_steps(scratch),
         "peak memory MiB": {kind: _run("memory", shape=SHAPES[5], kind=kind)["made"] for kind in ("stock", "ours")},
@@ -87,20 +85,14 @@ def _over(rows: list[Result], others: list[Result]) -> list[Result]:
 def _pairs(shapes: list[Shape], default: list[Result], scratch: Path, seconds: float) -> list[Result]:
     """Calls a second of two processes, each of one thread on its own core, over those of the stock layer's default."""
     rows = []
-    for shape in shapes:
-        for what in ("predict", "train"):
-            stock = next(
-                row["seconds"]
-                for row in default
-                if tuple(row["shape"]) == shape and (row["kind"], row["what"]) == ("stock", what)
-            )
-            barrier = scratch / f"{shape}-{what}"
-            barrier.mkdir()
-            options = {"shape": shape, "kind": "ours", "what": what, "seconds": seconds, "barrier": str(barrier)}
-            running = [_start("steady", cores=[core], threads=1, **options) for core in (0, 1)]
-            rate = sum(_finish(process)["made"] for process in running)
-            rows.append({"shape": shape, "what": what, "calls a second": rate, "ratio": rate * stock})
-    return rows
+    for shape, kind, what in itertools.product(shapes, ("ours", "ours xla"), ("predict", "train")):
+        barrier = scratch / f"{shape}-{kind}-{what}"
+        barrier.mkdir()
+        options = {"shape": shape, "kind": kind, "what": what, "seconds": seconds, "barrier": str(barrier)}
+        running = [_start("steady", cores=[core], threads=1, **options) for core in (0, 1)]
+        rate = sum(_finish(process)["made"] for process in running)
+        rows.append({"shape": shape, "kind": kind, "what": what, "calls a second": rate, "seconds": 1 / rate})
+    return _over(rows, default)
 
 
 def _first_steps(scratch: Path) -> dict[str, dict[str, float]]:
@@ -119,7 +111,7 @@ def _means(rows: list[Result]) -> dict[str, dict[str, float]]:
         chosen = [row for row in rows if (row["kind"], row["what"]) == (kind, what)]
         means[f"{kind}, {what}"] = {"ratio": _geometric([row["ratio"] for row in chosen])}
         means[f"{kind}, {what}"]["least"] = min(row["ratio"] for row in chosen)
-        if chosen[0]["share of peak"]:
+        if chosen[0].get("share of peak"):
             means[f"{kind}, {what}"]["share of peak"] = _geometric([row["share of peak"] for row in chosen])
     return means
 

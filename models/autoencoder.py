@@ -242,28 +242,22 @@ def _encode(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
     masks, last = [mask], len(config.filters) - 1
     for place, (filters, stride) in enumerate(zip(config.filters, config.layer_strides, strict=True)):
         sequences = place < last or config.head in {"steps", "mean"}
-        x = parts.recurrent(filters, sequences, stride)(x, mask=masks[-1])
-        strided = _coarser(masks[-1], config.layer_rows[place], stride)
+        layer = parts.recurrent(filters, sequences, stride)
+        x = layer(x, mask=masks[-1])
+        mask = layer.cell.output_mask(masks[-1])
         if config.pooling > 1:
-            x = _pooled(x, strided, config.pooling)
-        masks.append(_coarser(masks[-1], config.layer_rows[place], config.factors[place]))
+            pool = MaskedMaxPooling1D(config.pooling)
+            x = _pooled(x, mask, pool)
+            mask = pool.compute_mask(x, mask)
+        masks.append(mask)
     return x, masks
 
 
-def _pooled(x: Any, mask: Any, factor: int) -> Any:
-    """Return the greatest of `factor` neighbouring rows: of those valid now, of a last state of those ever valid."""
-    pool = MaskedMaxPooling1D(factor)
+def _pooled(x: Any, mask: Any, pool: MaskedMaxPooling1D) -> Any:
+    """Return the greatest of neighbouring rows: of those valid now, of a last state of those ever valid."""
     if len(x.shape) == 4:
         return pool(x, mask=mask)
     return pool(x[:, None], mask=ops.any(mask, axis=1, keepdims=True))[:, 0]
-
-
-def _coarser(mask: Any, rows: int, factor: int) -> Any:
-    """Return `(batch, steps, ⌈rows/factor⌉)` bool: whether any of so many neighbouring rows is valid."""
-    if factor == 1:
-        return mask
-    groups = np.arange(rows)[:, None] // factor == np.arange(_shrunk(rows, factor))
-    return ops.matmul(ops.cast(mask, "float32"), groups.astype(np.float32)) > 0
 
 
 def _decode(parts: _Parts, state: Any, masks: list[Any]) -> Any:
@@ -301,7 +295,8 @@ def _finer(x: Any, rows: int, factor: int) -> Any:
     efficient sub-pixel convolutional neural network". Row r comes from row r // factor, which is valid where r is.
     """
     steps = (-1,) if len(x.shape) == 4 else ()
-    x = keras.layers.Reshape((*steps, x.shape[-2] * factor, x.shape[-1] // factor))(x)
+    reshape = keras.layers.Reshape((*steps, x.shape[-2] * factor, x.shape[-1] // factor))
+    x = reshape(ops.copy(x))  # a copy carries no mask, which Reshape would warn of
     return x[..., :rows, :]
 
 

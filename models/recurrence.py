@@ -65,11 +65,8 @@ def recur(
             z = ops.concatenate(seen, axis=-1) + _at(drive, place)
         i, f, o = ops.split(recurrent_activation(z[:, : 3 * filters]), 3, axis=-1)
         new_c = f * c + i * activation(z[:, 3 * filters :])
-        new_h = o * activation(new_c)
-        if valid is not None:
-            keep = _at(valid, place)
-            new_h, new_c = ops.where(keep, new_h, h), ops.where(keep, new_c, c)
-        return (new_h, new_c), (new_h, new_c)  # TensorFlow's scan wants what is stacked to look like the carry
+        new = _kept(valid, place, (o * activation(new_c), new_c), (h, c))
+        return new, new  # TensorFlow's scan wants what is stacked to look like the carry
 
     carry = (ops.reshape(h, (-1, filters)), ops.reshape(c, (-1, filters)))
     if x.shape[0] is not None and x.shape[0] <= UNROLLED_STEPS:
@@ -115,10 +112,9 @@ def recur_fast(
         def forward(carry: tuple[Any, ...], place: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
             h, c = carry[:2]
             new_h, new_c, t = _advanced(_pre(x, drive, kernel, h, rows, place), c)
-            if valid is not None:
-                keep = _at(valid, place)
-                new_h, new_c = ops.where(keep, new_h, h), ops.where(keep, new_c, c)
-            carry = (new_h, new_c, t) if remember else (new_h, new_c)
+            carry = _kept(valid, place, (new_h, new_c), (h, c))
+            if remember:
+                carry = (*carry, t)
             return carry, carry
 
         (_, last_c, *_), (hs, cs, *ts) = ops.scan(forward, (*start, wide) if remember else start, places)
@@ -146,8 +142,10 @@ def recur_fast(
                 if valid is not None:
                     dh_before, dc_before = dh_before + ops.where(keep, 0, dh), ops.where(keep, dc_before, dc)
                 ddrive = dz if driven else ddrive + ops.cast(ops.sum(dz, axis=0), exact)
-                carry = (dh_before, dc_before, dseen[..., :channels], dkernel, ddrive)
-                return carry, carry
+                dx = dseen[..., :channels]
+                # What nobody reads step by step is not kept for every step; it must look like the carry all the same.
+                kept = (zero[0], zero[1], dx, zero[3], ddrive if driven else zero[4])
+                return (dh_before, dc_before, zero[2], dkernel, ddrive), kept
 
             if with_c:
                 dy, dc = dy[:-1], ops.reshape(dy[-1], (-1, filters))
@@ -193,6 +191,14 @@ def _advanced(z: Any, c: Any) -> tuple[Any, Any, Any]:
     i, f, o, g = _gates(t)
     c = f * c + i * g
     return o * _tanh(c), c, t
+
+
+def _kept(valid: Any, place: Any, new: tuple[Any, ...], old: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the new states where a row is valid at a step, the old ones where it is masked."""
+    if valid is None:
+        return new
+    keep = _at(valid, place)
+    return tuple(ops.where(keep, after, before) for after, before in zip(new, old, strict=True))
 
 
 def _tanh(x: Any) -> Any:
