@@ -65,7 +65,7 @@ bench: $(READY)  ## Run every benchmark and write its figures to var/bench
 	@for name in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json var/bench/$$name.json; done
 
-bench-model: $(READY)  ## Measure the masked layer beside stock Keras (20 minutes)
+bench-model: $(READY)  ## Measure the masked layer beside stock Keras (40 minutes)
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.model --json var/bench/model.json
 
