@@ -13,7 +13,7 @@ TORCH_CPU := torch==2.13.0+cpu --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb84
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve test lint format lock bench bench-model clean
+.PHONY: help setup demo serve test lint format lock bench bench-model bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,10 @@ bench: $(READY)  ## Run every benchmark and write its figures to var/bench
 bench-model: $(READY)  ## Measure the masked layer beside stock Keras (40 minutes)
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.model --json var/bench/model.json
+
+bench-sequences: $(READY)  ## Measure the building of tensors beside pandas, NumPy and Keras (15 minutes)
+	@mkdir -p var/bench
+	@$(BIN)/python -m benchmarks.sequences --json var/bench/sequences.json
 
 clean:  ## Remove the virtual environment, caches and everything under var
 	@rm -rf $(VENV) var build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

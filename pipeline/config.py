@@ -148,6 +148,23 @@ class Window(Strict):
     rows: int = Field(8, ge=1, le=1024)
 
 
+class Grid(Strict):
+    """How a sensor's readings are laid on the cells of its cadence."""
+
+    duplicates: Literal["last", "mean", "error"] = Field(
+        "last", description="what a feature has in a cell in which several readings of it fall"
+    )
+    tolerance: Duration | None = Field(
+        None, description="how far a reading may be from the middle of its cell; half a cadence by default"
+    )
+    max_gap: Duration | None = Field(
+        None, description="a longer gap between two readings ends a sequence; a window's length by default"
+    )
+    span: Literal["own", "common"] = Field(
+        "own", description="count cells from each entity's first reading, or for all entities from the same moment"
+    )
+
+
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
@@ -217,6 +234,7 @@ class Dataset(Strict):
     features: list[Feature] = Field(min_length=1)
     sequence_features: list[SequenceFeature] = Field(default_factory=list)
     suite: str | None = Field(None, description="the Great Expectations suite, relative to the YAML")
+    grid: Grid = Grid()
     window: Window = Window()
     model: Model = Model()
     training: Training = Training()
@@ -245,6 +263,8 @@ class Dataset(Strict):
             raise ValueError("sequence_features are for kind: transaction; a sensor's window already holds its past")
         if self.kind == "transaction" and self.cadence is not None:
             raise ValueError("cadence is for kind: sensor; transactions come at any time")
+        if self.kind == "transaction" and self.grid != Grid():
+            raise ValueError("grid is for kind: sensor; transactions stand one after another")
         self._check_names()
         return self
 
@@ -281,6 +301,12 @@ class Dataset(Strict):
         return timedelta(days=30)
 
     @property
+    def longest_gap(self) -> timedelta:
+        """The longest gap between two readings of one sequence of a sensor."""
+        assert self.cadence is not None
+        return self.grid.max_gap or self.cadence * self.window_length
+
+    @property
     def merge_within(self) -> timedelta:
         """The longest gap between two anomalous steps of one incident."""
         if self.incidents.merge_within is not None:
@@ -307,7 +333,7 @@ class Dataset(Strict):
         What the detector has learned (its window, model and threshold) counts by the detector's version, not here.
         """
         decisive = {"kind", "entity", "event_time", "event_id", "zone", "cadence", "history", "features",
-                    "sequence_features", "incidents"}  # fmt: skip
+                    "sequence_features", "grid", "incidents"}  # fmt: skip
         return hashlib.sha256(self.model_dump_json(include=decisive).encode()).hexdigest()[:16]
 
 
@@ -412,8 +438,9 @@ def _explain(file: Path, problem: Any) -> str:
 def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     """The keys that are allowed at a place in the YAML."""
     parts: dict[str, type[Strict]] = {
-        "source": Source, "features": Feature, "sequence_features": SequenceFeature, "window": Window, "model": Model,
-        "training": Training, "threshold": Threshold, "incidents": Incidents, "notify": Notify,
+        "source": Source, "features": Feature, "sequence_features": SequenceFeature, "grid": Grid,
+        "window": Window, "model": Model, "training": Training, "threshold": Threshold,
+        "incidents": Incidents, "notify": Notify,
     }  # fmt: skip
     model = parts[str(location[0])] if location else Dataset
     return [key for key in model.model_fields if key != "file"]

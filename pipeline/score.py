@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
-from pipeline.sequences import Steps, Windows, build_steps, cut_windows, scatter
+from pipeline.sequences import (
+    Grid,
+    Steps,
+    Windows,
+    ahead,
+    build_steps,
+    by_size,
+    cut_windows,
+    entity_parts,
+    make_grid,
+    scatter,
+)
 from pipeline.state import State, read_state, states, write_state
 from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.validate import input_digest, validate
@@ -27,7 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightsift.score")
 
-CHUNK = 4096  # windows that are laid out at once: bounds the memory, changes no score
+PART = 2_000_000  # rows that are read at once, and
+CHUNK = 4096  # windows that are laid out at once: both bound the memory and change no score
 SILENCE = timedelta(days=7)  # an entity that was there within this time and is gone is reported as silent
 
 
@@ -146,12 +158,11 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
             "being scored; run the night again"
         )
     day = date.fromisoformat(shard.day)
-    clean = read_clean(ws, context_days(ws.dataset, day)[0], day, shard)
     start, end = ws.dataset.day_bounds(day)
-    clean = clean.filter(pl.col("event_time") >= start - ws.dataset.lookback)
-    frame = score_frame(
-        load_detector(version.folder), clean, ws.dataset, pl.col("event_time").is_between(start, end, "left")
-    )
+    clean = scan_clean(ws, context_days(ws.dataset, day)[0], day, shard)
+    parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
+    detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
+    frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(parts)])
     frame = frame.with_columns(pl.lit(version.label).alias("detector_version"))
     ws.lake.stage(shard.key, frame)
     return _summary(frame, shard)
@@ -165,7 +176,7 @@ def load_detector(folder: Path) -> "Detector":
     return Detector.load(folder)
 
 
-def read_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.DataFrame:
+def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.LazyFrame:
     """`clean` of the days from `first` to `last`, of the shard's entities, without `day`."""
     rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
     if shard is not None and shard.count > 1:
@@ -173,7 +184,7 @@ def read_clean(ws: Workspace, first: date, last: date, shard: Shard | None = Non
         # crc32, as it is the same in every process and every version
         mine = [name for name in names if zlib.crc32(name.encode()) % shard.count == shard.index]
         rows = rows.filter(pl.col("entity").is_in(mine))
-    return rows.collect()
+    return rows
 
 
 def publish(ws: Workspace, shards: list[Shard]) -> Scored:
@@ -232,9 +243,11 @@ def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, tar
             f"{', '.join(detector.channels)}; train again: nightsift train {dataset.name}"
         )
     steps = build_steps(clean, dataset, detector.encodings)
-    chosen = steps.frame.with_columns(targets.alias("target"))["target"].to_numpy()
-    judged = judge(detector, steps, chosen)
-    return _score_columns(detector, steps, judged, dataset).filter(pl.Series(chosen))
+    chosen = steps.frame.select(targets.alias("target"))["target"].to_numpy()
+    wanted = np.zeros(len(steps.values), bool)
+    wanted[steps.step[chosen]] = True
+    columns = _score_columns(detector, steps, judge(detector, steps, wanted), dataset)
+    return pl.concat([steps.frame, columns[steps.step]], how="horizontal").filter(pl.Series(chosen))
 
 
 def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
@@ -293,12 +306,17 @@ def expected_values(
 
     Each group of the detector's channels is hidden in turn, so that no value helps to predict itself.
     """
-    windows = cut_windows(steps, targets, Window(steps=detector.config.steps, rows=detector.config.rows))
-    out = np.full(scaled.shape, np.nan, np.float32)
-    for start in range(0, len(windows), CHUNK):
-        part = windows.take(np.arange(start, min(start + CHUNK, len(windows))))
-        scatter(part, _expect_targets(detector, part, *tensors(part, scaled, steps.observed)), out)
-    return out
+    grid = make_grid(steps)
+    windows = cut_windows(steps, grid, targets, Window(steps=detector.config.steps, rows=detector.config.rows))
+    laid = lay(grid, scaled, steps.observed)
+    out = np.full((len(grid), scaled.shape[1]), np.nan, np.float32)
+    # A machine's windows are nearly all full; few more would be saved than every other shape costs to trace.
+    sized = [windows] if detector.tau else [part for _, part in by_size(windows)]
+    for whole in sized:
+        for start in range(0, len(whole), CHUNK):
+            part = whole.take(np.arange(start, min(start + CHUNK, len(whole))))
+            scatter(part.target_index, _expect_targets(detector, part, *tensors(part, laid)), out)
+    return out[grid.cell]
 
 
 def _expect_targets(
@@ -322,12 +340,17 @@ def _expect_targets(
 INPUT_LIMIT = 10.0  # the network sees scaled values clipped to this; errors are taken from the values themselves
 
 
-def tensors(
-    windows: Windows, scaled: NDArray[np.float32], observed: NDArray[np.bool_]
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """`values` float32 and `observed` bool, both `(windows, steps, rows, channels)`, as the network takes them."""
-    values = windows.gather(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT))
-    return values, windows.gather(observed)
+Laid = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
+
+def lay(grid: Grid, scaled: NDArray[np.float32], observed: NDArray[np.bool_]) -> Laid:
+    """Values as the network takes them, and observed flags, laid on the grid `(cells + 1, channels)`."""
+    return grid.lay(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT)), grid.lay(observed)
+
+
+def tensors(windows: Windows, laid: Laid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """`values` float32 and `observed` bool, both `(windows, steps, rows, channels)`."""
+    return windows.gather(laid[0]), windows.gather(laid[1])
 
 
 def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:
@@ -348,7 +371,7 @@ def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: 
             pl.Series(f"expected_{name}", to_units(expected[:, c])),
             pl.Series(f"contribution_{name}", judged.contribution[:, c]),
         ]
-    return steps.frame.with_columns(*columns).with_columns(pl.col(pl.Float64).fill_nan(None))
+    return pl.DataFrame(columns).with_columns(pl.col(pl.Float64).fill_nan(None))
 
 
 def units_of(dataset: Dataset, channel: str) -> np.ufunc:

@@ -1,31 +1,51 @@
 """From clean rows to padded, masked tensors, and from scored windows back to rows.
 
-Steps are laid on positions: a sensor's readings on its cadence (a missing reading is an empty position), a
-transaction's events one after another. A window is cut for each segment of `rows` positions that holds a target step:
-the segment itself, last, and up to `steps - 1` segments of what came before it. So every target step is scored exactly
-once and never by a window that has seen a later segment.
+Three layouts of the same steps, each a plain array:
+
+- `Steps`: one entry a step, in order of entity and event time. A step is a row of `clean`; only readings of a sensor
+  that fall into one cell of its cadence are one step.
+- `Grid`: one entry a cell. A sensor's readings stand in the cells of its cadence, a missing reading is an empty cell; a
+  transaction's events stand one after another. Sequences follow each other without a gap.
+- `Windows`: each a stretch of one sequence's cells, `steps` segments of `rows` cells, so that a window is no more than
+  its first cell and a count. Tensors are gathered from the grid in one pass, at the speed of memory.
+
+For scoring, a window is cut for each segment that holds a target step: the segment itself, last, and up to `steps - 1`
+segments of what came before it. So every target step is scored exactly once and never by a window that has seen a later
+segment. For anything else, `cut_strided` covers the whole of every sequence.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from models.buckets import MOST, divide
 from pipeline.config import Dataset, Window
+from pipeline.errors import GateRefusedError
 from pipeline.tables import key_schema
 
 T = TypeVar("T", bound=np.generic)
+Item = TypeVar("Item")
 Encodings = Mapping[str, Mapping[str, float]]
+Ints = NDArray[np.int64]
+Flags = NDArray[np.bool_]
+
+MOMENT = "_moment"
+BLOCK = 1 << 14  # rows that are laid out at once
+CHUNK = 1024  # windows gathered at once: their index stays in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """All steps of a stretch of `clean`, in order of entity and event time.
 
-    frame: entity, event_time and (where declared) event_id, `(n,)` rows
+    frame: entity, event_time and (where declared) event_id of every row, `(rows,)`
+    step: `(rows,)` int64, the step of each row
     values: `(n, channels)` float32, unscaled, 0 where not observed
     observed: `(n, channels)` bool
     entity: `(n,)` int64, code of the entity, numbered in order
@@ -34,16 +54,22 @@ class Steps:
     """
 
     frame: pl.DataFrame
+    step: Ints
     values: NDArray[np.float32]
-    observed: NDArray[np.bool_]
-    entity: NDArray[np.int64]
-    sequence: NDArray[np.int64]
-    position: NDArray[np.int64]
+    observed: Flags
+    entity: Ints
+    sequence: Ints
+    position: Ints
 
     @property
-    def time(self) -> NDArray[np.int64]:
-        """`(n,)` int64 event times in microseconds since 1970, UTC."""
-        return self.frame["event_time"].to_physical().to_numpy()
+    def first(self) -> Ints:
+        """`(n,)` int64: the first row of each step."""
+        return np.flatnonzero(np.r_[True, self.step[1:] != self.step[:-1]][: len(self.step)])
+
+    @property
+    def time(self) -> Ints:
+        """`(n,)` int64 event times of the steps' first rows in microseconds since 1970, UTC."""
+        return self.frame["event_time"].to_physical().to_numpy()[self.first]
 
     @property
     def names(self) -> list[str]:
@@ -52,47 +78,108 @@ class Steps:
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """Which step stands where.
+class Grid:
+    """The cells of all sequences, one sequence behind the other.
 
-    index: `(windows, steps, rows)` int64, the step's row in `Steps`, -1 where there is none
-    target: `(windows,)` int64, the segment whose steps the window scores; what follows it is padding
+    cell: `(n,)` int64, the cell of each step, each in one of its own
+    first: `(sequences + 1,)` int64, the first cell of each sequence, and behind them the number of all cells
     """
 
-    index: NDArray[np.int64]
-    target: NDArray[np.int64]
+    cell: Ints
+    first: Ints
 
     def __len__(self) -> int:
-        return len(self.index)
+        return int(self.first[-1])
 
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """`(windows, steps, rows)` bool: a real step stands there."""
-        return self.index >= 0
-
-    @property
-    def target_index(self) -> NDArray[np.int64]:
-        """`(windows, rows)` int64: the steps that each window scores, -1 where there is none."""
-        return self.index[np.arange(len(self.index)), self.target]
-
-    def take(self, which: NDArray[np.int64]) -> "Windows":
-        """The windows numbered `which`."""
-        return Windows(self.index[which], self.target[which])
-
-    def gather(self, array: NDArray[T]) -> NDArray[T]:
-        """`array` `(n, channels)` laid out as `(windows, steps, rows, channels)`, 0 (False) where there is no step."""
-        out = np.take(array, np.maximum(self.index, 0), axis=0)
-        out[~self.mask] = 0
+    def lay(self, array: NDArray[T]) -> NDArray[T]:
+        """`array` `(n, …)` of steps laid into `(cells + 1, …)`: 0 (False) where none is; the last is for padding."""
+        out = np.zeros((len(self) + 1, *array.shape[1:]), array.dtype)
+        if len(self) == len(self.cell):  # no empty cell
+            out[:-1] = array
+        else:
+            out[self.cell] = array
         return out
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Stretches of cells, each of one sequence: place p of a window shows cell `start + p`.
+
+    start: `(windows,)` int64, the cell at the first place
+    begin, end: `(windows,)` int64, the places that show a cell, half-open; what stands before and behind is padding
+    target: `(windows,)` int64, the segment that the window scores, its last
+    steps, rows: segments of a window, cells of a segment
+    cells: the number of cells of the grid
+    """
+
+    start: Ints
+    begin: Ints
+    end: Ints
+    target: Ints
+    steps: int
+    rows: int
+    cells: int
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    @property
+    def padding(self) -> float:
+        """The share of the windows' places that is padding; 0 without windows."""
+        places = len(self) * self.steps * self.rows
+        return 1 - float((self.end - self.begin).sum()) / places if places else 0.0
+
+    @property
+    def index(self) -> Ints:
+        """`(windows, steps, rows)` int64: the cell at each place, -1 where there is padding."""
+        return self._index(-1).reshape(-1, self.steps, self.rows)
+
+    @property
+    def target_index(self) -> Ints:
+        """`(windows, rows)` int64: the cells of the segment that each window scores, -1 where there is none."""
+        place = self.target[:, None] * self.rows + np.arange(self.rows)
+        shown = (place >= self.begin[:, None]) & (place < self.end[:, None])
+        return np.where(shown, self.start[:, None] + place, -1)
+
+    def take(self, which: Ints, steps: int | None = None) -> "Windows":
+        """The windows numbered `which`, perhaps with fewer segments, of which their cells must not need more."""
+        start, begin, end, target = (part[which] for part in (self.start, self.begin, self.end, self.target))
+        return Windows(start, begin, end, target, self.steps if steps is None else steps, self.rows, self.cells)
+
+    def gather(self, laid: NDArray[T]) -> NDArray[T]:
+        """The tensor `(windows, steps, rows, …)` out of what `Grid.lay` gave, 0 (False) where there is no step."""
+        length = self.steps * self.rows
+        out = np.empty((len(self), length, *laid.shape[1:]), laid.dtype)
+        for begin in range(0, len(self), CHUNK):
+            part = np.arange(begin, min(begin + CHUNK, len(self)))
+            index = self.take(part)._index(self.cells)
+            # What fits is written in place: "raise" would write to a copy first.
+            np.take(laid, index, axis=0, out=out[begin : begin + CHUNK], mode="clip")
+        return out.reshape(len(self), self.steps, self.rows, *laid.shape[1:])
+
+    def _index(self, padding: int) -> Ints:
+        """`(windows, steps·rows)` int64: the cell at each place, and `padding` where there is none."""
+        place = np.arange(self.steps * self.rows)
+        index = self.start[:, None] + place
+        if self.begin.any() or (self.end < len(place)).any():
+            index[(place < self.begin[:, None]) | (place >= self.end[:, None])] = padding
+        return index
 
 
 def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """`frame` (sorted by entity and event time) with the declared sequence features, from earlier events only.
 
+    Of events at the same time those that stand later count as later, so none of them sees what follows it.
     time_since_last: log(1 + seconds); null for an entity's first event
     ratio_to_history: log((1 + value) / (1 + mean of the earlier values)); null without earlier values
     rolling_count, rolling_sum: log(1 + count or sum) over the stretch that ends with, and includes, the event
     """
+    if not dataset.sequence_features:
+        return frame
+    # Events at one time are moved apart by microseconds, in their order: a window that ends with one has no later one.
+    place = pl.int_range(pl.len())
+    moment = (pl.col("event_time").to_physical() - place).cum_max().over("entity") + place
+    frame = frame.with_columns(moment.cast(frame.schema["event_time"]).alias(MOMENT))
     expressions = []
     for feature in dataset.sequence_features:
         value = pl.col(feature.of) if feature.of else pl.lit(1.0)
@@ -102,28 +189,35 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
             expression = seconds.log1p().over("entity")
         elif feature.kind == "ratio_to_history":
             assert over is not None
-            mean = value.rolling_mean_by("event_time", over, closed="left", min_samples=1).over("entity")
+            mean = value.rolling_mean_by(MOMENT, over, closed="left", min_samples=1).over("entity")
             expression = value.log1p() - mean.log1p()
         else:
             assert over is not None
             counted = value.is_not_null().cast(pl.Float64) if feature.kind == "rolling_count" else value
             if feature.of is None:
                 counted = pl.col("event_time").is_not_null().cast(pl.Float64)
-            expression = counted.rolling_sum_by("event_time", over, closed="right").over("entity").log1p()
+            expression = counted.rolling_sum_by(MOMENT, over, closed="right").over("entity").log1p()
         expressions.append(expression.cast(pl.Float64).alias(feature.name))
-    return frame.with_columns(expressions)
+    return frame.with_columns(expressions).drop(MOMENT)
 
 
-def learn_encodings(frame: pl.DataFrame, dataset: Dataset) -> dict[str, dict[str, float]]:
-    """For each categorical feature: category to the negative log of its smoothed share; `""` stands for the unseen."""
+def learn_encodings(frame: pl.DataFrame, dataset: Dataset, *, index: bool = False) -> dict[str, dict[str, float]]:
+    """For each categorical feature, what each category becomes; `""` stands for the unseen.
+
+    The negative log of its smoothed share, or with `index` its place by falling frequency from 1, with 0 for the
+    unseen: what an embedding layer in a model of one's own looks up.
+    """
     encodings = {}
     for feature in dataset.features:
         if feature.type == "categorical":
-            counts = frame[feature.name].drop_nulls().value_counts().sort(feature.name)
+            counts = (
+                frame[feature.name].drop_nulls().value_counts().sort("count", feature.name, descending=[True, False])
+            )
             total = float(counts["count"].sum()) + len(counts) + 1
             shares = -np.log((counts["count"].to_numpy() + 1) / total)
-            encodings[feature.name] = dict(zip(counts[feature.name], shares.tolist(), strict=True))
-            encodings[feature.name][""] = float(np.log(total))
+            codes = np.arange(1.0, len(counts) + 1) if index else shares
+            encodings[feature.name] = dict(zip(counts[feature.name], codes.tolist(), strict=True))
+            encodings[feature.name][""] = 0.0 if index else float(np.log(total))
     return encodings
 
 
@@ -131,18 +225,47 @@ def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> 
     """The steps of `clean` (any order of rows) with their channels and positions.
 
     Channels are the dataset's features (log1p where declared, categories by `encodings`), then its sequence features.
+    Raises `GateRefusedError` where a sensor's readings do not fit the cadence, as `grid` in the YAML has it.
     """
     order = list(key_schema(dataset))
-    frame = add_sequence_features(clean.sort([*order, *(f.name for f in dataset.features)]), dataset)
+    frame = add_sequence_features(_sorted(clean, [*order, *(f.name for f in dataset.features)]), dataset)
     channels = frame.select(
         *(_channel(feature.name, encodings.get(feature.name), feature.log) for feature in dataset.features),
         *(pl.col(feature.name) for feature in dataset.sequence_features),
     )
-    matrix = channels.cast(pl.Float32).to_numpy(order="c").reshape(len(frame), len(dataset.channels))
-    observed = np.isfinite(matrix)
+    values = _matrix(channels)
+    observed = np.isfinite(values)
+    np.copyto(values, 0, where=~observed)
     entity = frame["entity"].rle_id().cast(pl.Int64).to_numpy()
-    sequence, position = _positions(entity, frame["event_time"].to_physical().to_numpy(), dataset)
-    return Steps(frame.select(order), np.where(observed, matrix, np.float32(0)), observed, entity, sequence, position)
+    sequence, position = _positions(entity, frame, dataset)
+    steps = Steps(frame.select(order), np.arange(len(frame)), values, observed, entity, sequence, position)
+    return steps if dataset.cadence is None else _one_value_a_cell(steps, dataset)
+
+
+def _sorted(clean: pl.DataFrame, order: list[str]) -> pl.DataFrame:
+    """`clean` by entity and event time; ties by the other columns of `order`, whatever order they came in.
+
+    By one whole number a row, as sorting by a column of names takes several times as long.
+    """
+    if clean.is_empty():
+        return clean
+    entity, time = clean["entity"], clean["event_time"].to_physical().to_numpy()
+    codes = entity.rle_id()
+    if not entity.rle().struct.field("value").is_sorted():
+        codes = entity.cast(pl.Enum(entity.unique().sort())).to_physical()
+    code, span = codes.cast(pl.Int64).to_numpy(), int(np.ptp(time)) + 1
+    if (int(code.max()) + 1) * span >= 2**63:
+        return clean.sort(order)
+    number = code * span + (time - time.min())
+    ordered = bool((number[1:] >= number[:-1]).all())
+    place = np.arange(len(number)) if ordered else pl.Series(number).arg_sort().cast(pl.Int64).to_numpy()
+    number = number[place]
+    tied = np.flatnonzero(np.r_[False, number[1:] == number[:-1]] | np.r_[number[1:] == number[:-1], False])
+    if len(tied):
+        place = place.copy()
+        rows = clean[place[tied]].with_columns(key=pl.Series(number[tied]))
+        place[tied] = place[tied][rows.select(pl.arg_sort_by("key", *order)).to_series().to_numpy()]
+    return clean if (np.diff(place) == 1).all() else clean[place]
 
 
 def _channel(name: str, encoding: Mapping[str, float] | None, log: bool) -> pl.Expr:
@@ -154,67 +277,161 @@ def _channel(name: str, encoding: Mapping[str, float] | None, log: bool) -> pl.E
     return column.log1p() if log else column
 
 
-def _positions(
-    entity: NDArray[np.int64], time: NDArray[np.int64], dataset: Dataset
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sequence code and position of each step.
+def _matrix(channels: pl.DataFrame) -> NDArray[np.float32]:
+    """`(n, channels)` float32, NaN where null; written by blocks of rows that stay in the processor's cache."""
+    columns = [channel.cast(pl.Float32).to_numpy() for channel in channels]
+    out = np.empty((len(channels), len(columns)), np.float32)
+    for begin in range(0, len(out), BLOCK):
+        for place, column in enumerate(columns):
+            out[begin : begin + BLOCK, place] = column[begin : begin + BLOCK]
+    return out
 
-    A sensor's sequence ends where more than a window's length is missing: nothing before could still be context. Two
-    readings that fall on one position (a clock that jitters or runs fast) keep their order: the later one moves on.
-    """
+
+def _positions(entity: Ints, frame: pl.DataFrame, dataset: Dataset) -> tuple[Ints, Ints]:
+    """Sequence code and position of each step; a sensor's position is the cell of its cadence that it is nearest to."""
     if len(entity) == 0:
         return entity, entity
+    time = frame["event_time"].to_physical().to_numpy()
     new = np.r_[True, entity[1:] != entity[:-1]]
     if dataset.cadence is None:
         sequence = np.cumsum(new) - 1
-        starts = np.flatnonzero(new)
-        return sequence, np.arange(len(entity)) - starts[sequence]
-    cadence = dataset.cadence.total_seconds() * 1e6
-    new |= np.r_[True, np.diff(time) > cadence * dataset.window_length]
+        return sequence, np.arange(len(entity)) - np.flatnonzero(new)[sequence]
+    cadence, grid = _micros(dataset.cadence), dataset.grid
+    if grid.span == "own":
+        new |= np.r_[True, np.diff(time) > _micros(dataset.longest_gap)]
     sequence = np.cumsum(new) - 1
-    starts = np.flatnonzero(new)
-    ordinal = np.arange(len(entity)) - starts[sequence]
-    slack = np.rint((time - time[starts][sequence]) / cadence).astype(np.int64) - ordinal
-    # A running maximum within each sequence: sequences are lifted apart so that one pass serves all.
-    lift = sequence * (int(np.ptp(slack)) + 1)
-    return sequence, ordinal + np.maximum.accumulate(slack + lift) - lift
+    origin = time[new][sequence] if grid.span == "own" else np.full(len(time), time.min() // cadence * cadence)
+    position = (time - origin + cadence // 2) // cadence
+    if grid.tolerance is not None:
+        off = np.abs(time - origin - position * cadence)
+        if (off > _micros(grid.tolerance)).any():
+            row = int(np.argmax(off > _micros(grid.tolerance)))
+            raise GateRefusedError(
+                f"{_place(dataset, frame, row)} is {off[row] / 1e6:g} s off the cadence of {dataset.cadence}, and "
+                f"grid.tolerance allows {grid.tolerance}; allow more, or correct cadence"
+            )
+    return sequence, position
 
 
-def cut_windows(steps: Steps, targets: NDArray[np.bool_], window: Window) -> Windows:
+def _one_value_a_cell(steps: Steps, dataset: Dataset) -> Steps:
+    """The steps, where several share a cell joined to one: the last reading of each channel there, or the mean.
+
+    So sensors of one machine whose readings come in rows of their own, at rates of their own, are joined: a row that
+    has no reading of a channel takes none away.
+    """
+    again = (steps.sequence[1:] == steps.sequence[:-1]) & (steps.position[1:] == steps.position[:-1])
+    if not again.any():
+        return steps
+    head = np.r_[True, ~again]
+    heads, cell = np.flatnonzero(head), np.cumsum(head) - 1
+    seen = np.add.reduceat(steps.observed, heads, axis=0, dtype=np.int64)
+    rule, lost = dataset.grid.duplicates, int(np.maximum(seen - 1, 0).sum())
+    if lost and (rule == "error" or (rule == "last" and 2 * lost > steps.observed.sum())):
+        row = int(heads[np.argmax((seen > 1).any(axis=1))])
+        cure = "set grid.duplicates to last or mean, or mend the source"
+        if rule == "last":
+            cure = "most readings would be dropped: shorten cadence, or take their mean with grid.duplicates: mean"
+        raise GateRefusedError(
+            f"{_place(dataset, steps.frame, row)} shares its cell of the cadence of {dataset.cadence} with another "
+            f"reading; {cure}"
+        )
+    if rule == "mean":
+        total = np.add.reduceat(steps.values, heads, axis=0, dtype=np.float64)
+        values = (total / np.maximum(seen, 1)).astype(np.float32)
+    else:
+        rows = np.where(steps.observed, np.arange(len(cell))[:, None], -1)
+        values = np.take_along_axis(steps.values, np.maximum(np.maximum.reduceat(rows, heads, axis=0), 0), axis=0)
+        values[seen == 0] = 0
+    places = (part[heads] for part in (steps.entity, steps.sequence, steps.position))
+    return Steps(steps.frame, cell, values, seen > 0, *places)
+
+
+def _micros(duration: timedelta) -> int:
+    return duration // timedelta(microseconds=1)
+
+
+def _place(dataset: Dataset, frame: pl.DataFrame, row: int) -> str:
+    return f"{dataset.name}: the reading of {frame['entity'][row]} at {frame['event_time'][row]:%Y-%m-%d %H:%M:%S.%f}"
+
+
+def make_grid(steps: Steps) -> Grid:
+    """The grid on which the steps stand: each sequence from its first position to its last."""
+    ends = np.flatnonzero(np.r_[steps.sequence[1:] != steps.sequence[:-1], True][: len(steps.sequence)])
+    first = np.r_[0, np.cumsum(steps.position[ends] + 1)]
+    return Grid(first[steps.sequence] + steps.position, first)
+
+
+def cut_windows(steps: Steps, grid: Grid, targets: Flags, window: Window) -> Windows:
     """The windows that score the steps where `targets` `(n,)` is True, each exactly once."""
     chosen = np.flatnonzero(targets)
-    if len(chosen) == 0:
-        return Windows(np.empty((0, window.steps, window.rows), np.int64), np.empty(0, np.int64))
     sequence, position = steps.sequence[chosen], steps.position[chosen]
-    begins = np.r_[True, sequence[1:] != sequence[:-1]]
+    begins = np.r_[True, sequence[1:] != sequence[:-1]][: len(chosen)]
     first = position[begins][np.cumsum(begins) - 1]
     segment = (position - first) // window.rows
-    heads = begins | np.r_[True, segment[1:] != segment[:-1]]
+    heads = begins | np.r_[True, segment[1:] != segment[:-1]][: len(chosen)]
     sequence, origin = sequence[heads], (first + (segment - window.steps + 1) * window.rows)[heads]
     lead = np.maximum(-origin, 0) // window.rows  # segments from before the sequence began become padding at the end
-    target = window.steps - 1 - lead
-    cell = np.arange(window.steps * window.rows)
-    places = (origin + lead * window.rows)[:, None] + cell
-    used = (places >= 0) & (cell < ((target + 1) * window.rows)[:, None])
-    index = _look_up(steps, sequence, places, used)
-    return Windows(index.reshape(-1, window.steps, window.rows), target)
+    target, place = window.steps - 1 - lead, origin + lead * window.rows
+    length = np.diff(grid.first)[sequence]
+    end = np.minimum((target + 1) * window.rows, length - place)
+    return Windows(
+        grid.first[sequence] + place, np.maximum(-place, 0), end, target, window.steps, window.rows, len(grid)
+    )
 
 
-def _look_up(
-    steps: Steps, sequence: NDArray[np.int64], places: NDArray[np.int64], used: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """The step at each place of each sequence, -1 where the place is empty or not used."""
-    ends = np.flatnonzero(np.r_[steps.sequence[1:] != steps.sequence[:-1], True])
-    lengths = steps.position[ends] + 1
-    offset = np.cumsum(lengths) - lengths
-    table = np.full(int(lengths.sum()), -1, np.int64)
-    table[offset[steps.sequence] + steps.position] = np.arange(len(steps.sequence))
-    used = used & (places < lengths[sequence][:, None])
-    flat = np.where(used, places + offset[sequence][:, None], 0)
-    return np.where(used, table[flat], -1)
+def cut_strided(grid: Grid, window: Window, stride: int) -> Windows:
+    """Windows from the first cell of every sequence on, `stride` cells apart, until its last cell is covered.
+
+    A sequence that is shorter than a window, and the end of a longer one, are padded at the end.
+    """
+    length, most = np.diff(grid.first), window.steps * window.rows
+    number = 1 + -(-np.maximum(length - most, 0) // stride)
+    sequence = np.repeat(np.arange(len(length)), number)
+    place = (np.arange(len(sequence)) - np.repeat(np.cumsum(number) - number, number)) * stride
+    end = np.minimum(most, length[sequence] - place)
+    begin, target = np.zeros_like(end), (end - 1) // window.rows
+    return Windows(grid.first[sequence] + place, begin, end, target, window.steps, window.rows, len(grid))
 
 
-def scatter(windows: Windows, scored: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-    """Put window results `(windows, rows, channels)` of the target segments to their steps in `out` `(n, channels)`."""
-    where = windows.target_index
-    out[where[where >= 0]] = scored[where >= 0]
+def by_size(windows: Windows) -> Iterator[tuple[Ints, Windows]]:
+    """Yield the windows by the segments that they need, as `(numbers, windows)` of at most six sizes.
+
+    The sizes depend on what a window can hold, not on what the others hold, so that a window is computed in the same
+    shape whichever shard it is in.
+    """
+    if len(windows):
+        sizes = np.unique(-(-windows.steps * np.arange(1, MOST + 1) // MOST))
+        for bucket in divide(windows.target + 1, sizes.tolist()):
+            yield bucket.places, windows.take(bucket.places, bucket.size)
+
+
+def scatter(index: Ints, tensor: NDArray[T], out: NDArray[T]) -> None:
+    """Put what stands in a tensor at the places of `index` (its leading axes), but for -1, to those cells of `out`."""
+    out[index[index >= 0]] = tensor[index >= 0]
+
+
+def entity_parts(rows: pl.LazyFrame, most: int) -> Iterator[pl.DataFrame]:
+    """Yield the rows of a scan, neighbouring entities together, about `most` rows at a time; at least one frame.
+
+    An entity is never divided, so one with more rows is a part of its own. Only the column `entity` is read ahead;
+    where the files are sorted by it, as `clean` is, each part reads its own row groups only.
+    """
+    count = rows.group_by("entity").len().sort("entity").collect(engine="streaming")
+    part = (count["len"].cum_sum() - count["len"]) // most
+    bounds = count.group_by(part.alias("part"), maintain_order=True).agg(
+        pl.first("entity").alias("first"), pl.last("entity").alias("last")
+    )
+    if bounds.is_empty():
+        yield rows.collect()
+    for first, last in bounds.select("first", "last").iter_rows():
+        yield rows.filter(pl.col("entity").is_between(pl.lit(first), pl.lit(last))).collect()
+
+
+def ahead(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield the items, while a thread makes the next one; an error comes where its item would."""
+    source, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Any] = thread.submit(next, source, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, source, end)
+            yield item

@@ -24,8 +24,8 @@ from pipeline.errors import GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
-from pipeline.score import SILENCE, Judged, judge, predict, read_clean, tensors, weigh
-from pipeline.sequences import Steps, build_steps, cut_windows, learn_encodings
+from pipeline.score import SILENCE, Judged, judge, lay, predict, scan_clean, tensors, weigh
+from pipeline.sequences import Steps, Windows, build_steps, cut_windows, learn_encodings, make_grid
 from pipeline.tables import key_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
@@ -120,7 +120,7 @@ def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> p
             validate(ws, first + timedelta(days=n))
         except GateRefusedError as error:
             say(f"left out: {error}")
-    clean = read_clean(ws, first, last)
+    clean = scan_clean(ws, first, last).collect()
     clean = clean.filter(pl.col("event_time").is_between(start - ws.dataset.lookback, end, "left"))
     inside = clean.filter(pl.col("event_time") >= start)
     if len(inside) < MIN_STEPS:
@@ -154,6 +154,7 @@ def learn(
     part = np.where(within(clean, abnormal), BEFORE, split(clean, start, dataset))
     encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
     steps = build_steps(clean, dataset, encodings)
+    part = part[steps.first]
     fitted = part == FIT
     scaler = RobustScaler.learn(steps.values[fitted], steps.observed[fitted], steps.entity[fitted], steps.names)
     model = dataset.model
@@ -210,15 +211,23 @@ def within(clean: pl.DataFrame, stretches: pl.DataFrame) -> NDArray[np.bool_]:
 
 def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress) -> None:
     """Fit the network in place, with early stopping on the part of time that follows."""
+    import mlflow
+
     from models.autoencoder import fit
 
     rng = np.random.default_rng(dataset.model.seed)
-    rows = detector.scaler.rows(steps.entity, steps.names)
-    scaled = detector.scaler.transform(steps.values, steps.observed, rows)
-    values, observed = _draw(steps, part == FIT, scaled, dataset, dataset.model.windows, rng)
-    held = _draw(steps, part == STOP, scaled, dataset, dataset.model.windows // 4, rng)
-    say(f"fitting on {len(values):,} windows of {dataset.window.steps} × {dataset.window.rows} steps")
-    validation = (*held, np.asarray(held[1].any(-1))) if len(held[0]) else None
+    rows, grid = detector.scaler.rows(steps.entity, steps.names), make_grid(steps)
+    laid = lay(grid, detector.scaler.transform(steps.values, steps.observed, rows), steps.observed)
+    windows, held = (
+        _draw(cut_windows(steps, grid, part == which, dataset.window), most, rng)
+        for which, most in ((FIT, dataset.model.windows), (STOP, dataset.model.windows // 4))
+    )
+    say(f"fitting on {len(windows):,} windows of {dataset.window.steps} × {dataset.window.rows} steps, "
+        f"{windows.padding:.0%} of them padding")  # fmt: skip
+    mlflow.log_metric("padding_share", windows.padding)
+    values, observed = tensors(windows, laid)
+    held_out = tensors(held, laid)
+    validation = (*held_out, np.asarray(held_out[1].any(-1))) if len(held) else None
     mask = np.asarray(observed.any(-1))
     history = fit(
         detector.model, values, observed, mask, validation=validation, epochs=dataset.model.epochs,
@@ -228,15 +237,11 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     tracking.log_figure(figures.learning_curve(history), "learning_curve")
 
 
-def _draw(
-    steps: Steps, targets: NDArray[np.bool_], scaled: NDArray[np.float32], dataset: Dataset, most: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:  # fmt: skip
-    """Tensors of at most `most` of the windows that end in the target steps, drawn without replacement, in order."""
-    windows = cut_windows(steps, targets, dataset.window)
-    if len(windows) > most:
-        windows = windows.take(np.sort(rng.choice(len(windows), most, replace=False)))
-    return tensors(windows, scaled, steps.observed)
+def _draw(windows: Windows, most: int, rng: np.random.Generator) -> Windows:
+    """At most so many of the windows, drawn without replacement, in order."""
+    if len(windows) <= most:
+        return windows
+    return windows.take(np.sort(rng.choice(len(windows), most, replace=False)))
 
 
 def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
@@ -306,7 +311,7 @@ def _learn_scale(
 def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
     """How many entity-days the target steps cover, as the nights count them."""
     day = pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date().alias("day")
-    return entity_days(steps.frame.filter(pl.Series(targets)).select("entity", day), dataset)
+    return entity_days(steps.frame.filter(pl.Series(targets[steps.step])).select("entity", day), dataset)
 
 
 def evaluate(

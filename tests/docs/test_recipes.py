@@ -51,8 +51,8 @@ def named_backends() -> list[tuple[Path, str]]:
     return sorted(found)
 
 
-def test_the_five_recipes_are_there():
-    names = {"input-shapes", "masking", "own-cell", "size-mismatch", "dimension-mismatch"}
+def test_the_recipes_are_there():
+    names = {"input-shapes", "masking", "own-cell", "size-mismatch", "dimension-mismatch", "sequences"}
     assert {page.stem for page in PAGES} == names
 
 

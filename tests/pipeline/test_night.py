@@ -169,13 +169,14 @@ def test_a_late_file_marks_its_own_day_and_is_scored_again(fresh, trained, tmp_p
     same(fresh, other)
 
 
-def test_shards_change_no_score(fresh, trained, tmp_path):
-    """Three shards give the scores of one."""
+def test_shards_change_no_score(fresh, trained, tmp_path, monkeypatch):
+    """Three shards, each read in many parts, give the scores of one."""
     text = trained.dataset.file.read_text()
     (tmp_path / "datasets").mkdir()
     (tmp_path / "datasets" / "demo.yaml").write_text(text + "\nshards: 3\n")
     score_days(fresh, NIGHTS[:1])
     other = open_workspace("demo", copy_of(trained, tmp_path / "other").home.root, tmp_path / "datasets")
+    monkeypatch.setattr("pipeline.score.PART", 20)
     score_days(other, NIGHTS[:1])
     left, right = (tables(ws, "scores")["scores"].sort("entity", "event_time") for ws in (fresh, other))
     assert left.drop("p_value").select(pl.exclude(pl.Float64)).equals(right.select(pl.exclude(pl.Float64)))
@@ -272,16 +273,25 @@ def test_training_on_nothing_is_refused_in_a_sentence(fresh):
 
 
 def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
-    """A machine with one reading, a constant feature and one that is never observed do not stop a night."""
+    """A machine with one reading, a constant feature and one that is never observed do not stop a night.
+
+    Neither does a machine whose sensors are read apart: both of its rows have the score of their step.
+    """
     ws = make_workspace(SENSOR.replace("window:", "  - {name: still}\n  - {name: gone}\nwindow:"))
     for day in range(6):
         lonely = sensor_day(day, machines=1).head(1 if day == 5 else 0).with_columns(machine=pl.lit("lonely"))
-        rows = pl.concat([sensor_day(day), lonely])
+        apart = sensor_day(day, machines=1).with_columns(machine=pl.lit("apart"))
+        none, later = pl.lit(None, dtype=pl.Float64), pl.col("time") + pl.duration(minutes=1)
+        apart = [apart.with_columns(heat=none), apart.with_columns(flow=none, time=later)]
+        rows = pl.concat([sensor_day(day), lonely, *apart])
         deliver(ws, rows.with_columns(still=pl.lit(3.0), gone=pl.lit(None, dtype=pl.Float64)), f"day-{day}")
     day = START.date() + timedelta(days=5)
     assert train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(day)[0]).promoted
     (scored,) = score_days(ws, [day])
-    assert (scored.steps, scored.entities) == (577, 5)
+    assert (scored.steps, scored.entities) == (577 + 288, 6)
     scores = tables(ws, "scores")["scores"]
     assert scores["score"].null_count() == 0
+    pairs = scores.filter(pl.col("entity") == "apart").sort("event_time")
+    assert pairs["score"].gather_every(2).equals(pairs["score"].gather_every(2, 1))
+    assert pairs["observed_flow"].null_count() == pairs["observed_heat"].null_count() == 0
     assert scores["contribution_gone"].null_count() == len(scores)
