@@ -201,6 +201,26 @@ def test_rows_come_back_whatever_the_strides(rows, body, head):
     assert build_autoencoder(config).output.shape == ((None, rows, 2) if config.newest else (None, None, rows, 2))
 
 
+@pytest.mark.parametrize("pooling", [1, 2])
+def test_a_row_comes_back_from_the_row_that_stood_for_it(pooling):
+    """With one step and a kernel that just spans its stride, rows 0 and 1, 2 and 3, … see each other and no others."""
+    strides = 2 // pooling
+    config = AutoencoderConfig(
+        steps=1, rows=5, channels=1, filters=(4,), kernel=strides, strides=strides, pooling=pooling, head="steps"
+    )
+    network = build_autoencoder(config)
+    ones, mask = np.ones((1, 1, 5, 1), "float32"), np.ones((1, 1, 5), bool)
+    shown = {"values": ones, "visible": ones, "mask": mask}
+    before = np.asarray(network(shown))[0, 0, :, 0]
+    for row in range(5):
+        values = ones.copy()
+        values[0, 0, row] = 2
+        after = np.asarray(network({**shown, "values": values}))[0, 0, :, 0]
+        moved = np.flatnonzero(after != before)
+        assert set(moved) <= {row // 2 * 2, row // 2 * 2 + 1}
+        assert strides == 1 or len(moved)
+
+
 def test_heads_for_the_newest_segment_learn_it_and_nothing_else():
     """Training on windows whose newest segment is ½, while all before it is 0, teaches to expect ½."""
     config = AutoencoderConfig(steps=3, rows=2, channels=1, filters=(4,), head="last")

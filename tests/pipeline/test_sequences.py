@@ -339,6 +339,37 @@ def test_sequence_features_come_from_earlier_events_of_the_same_entity():
     assert frame["total"].exp().round(3).to_list() == [11.0, 31.0, 31.0, 41.0, 6.0, 11.0]
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, 200), st.integers(0, 9)), min_size=1), st.integers(0, 1)
+)
+def test_sequence_features_are_those_of_the_definition(rows, far):
+    """Worked out event by event, whatever the entities beside; with entities too many years apart for one line too."""
+    rows = sorted(rows, key=lambda row: row[:2])  # seven minutes each, so that none is exactly an hour from another
+    start = datetime(1 if far else 2026, 1, 1, tzinfo=UTC)
+    years = timedelta(days=365 * 8000 * far)
+    times = [start + timedelta(minutes=7 * m) + years * (m > 100) for _, m, _ in rows]
+    frame = pl.DataFrame({"entity": [e for e, _, _ in rows], "event_time": times, "event_id": "x", "shop": "p",
+                          "amount": [None if v == 0 else float(v) for *_, v in rows]},
+                         schema_overrides={"event_time": pl.Datetime("us", "UTC"), "amount": pl.Float64})  # fmt: skip
+    found = add_sequence_features(pl.concat([frame, frame.with_columns(entity=pl.lit("e")).head(1)]), CARDS)
+    assert found.columns[:5] == frame.columns
+    for n, (entity, _, value) in enumerate(rows):
+        before = [m for m in range(n) if rows[m][0] == entity]
+        near = [rows[m][2] or None for m in [*before, n] if m == n or times[n] - times[m] < timedelta(hours=1)]
+        earlier = [v for v in near[:-1] if v]
+        row = found.row(n, named=True)
+        assert row["count"] == pytest.approx(np.log1p(len(near)))
+        assert (row["since"] is None) == (not before)
+        if before:
+            assert row["since"] == pytest.approx(np.log1p((times[n] - times[before[-1]]).total_seconds()))
+        assert (row["ratio"] is None) == (not value or not earlier)
+        if value and earlier:
+            assert row["ratio"] == pytest.approx(np.log1p(value) - np.log1p(np.mean(earlier)))
+        if any(near):
+            assert row["total"] == pytest.approx(np.log1p(sum(v for v in near if v)))
+
+
 def test_later_events_change_no_earlier_feature():
     """No feature looks ahead: cutting off the future changes nothing before it."""
     whole = add_sequence_features(payments(), CARDS)
