@@ -344,7 +344,7 @@ Laid = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 def lay(grid: Grid, scaled: NDArray[np.float32], observed: NDArray[np.bool_]) -> Laid:
-    """Values as the network takes them, and observed flags, laid on the grid `(cells + 1, channels)`."""
+    """Values as the network takes them, and observed flags, laid on the grid `(cells, channels)`."""
     return grid.lay(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT)), grid.lay(observed)
 
 

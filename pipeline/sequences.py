@@ -92,12 +92,11 @@ class Grid:
         return int(self.first[-1])
 
     def lay(self, array: NDArray[T]) -> NDArray[T]:
-        """`array` `(n, …)` of steps laid into `(cells + 1, …)`: 0 (False) where none is; the last is for padding."""
-        out = np.zeros((len(self) + 1, *array.shape[1:]), array.dtype)
-        if len(self) == len(self.cell):  # no empty cell
-            out[:-1] = array
-        else:
-            out[self.cell] = array
+        """`array` `(n, …)` of steps laid into `(cells, …)`, 0 (False) in empty cells; itself where there are none."""
+        if len(self) == len(self.cell):
+            return array
+        out = np.zeros((len(self), *array.shape[1:]), array.dtype)
+        out[self.cell] = array
         return out
 
 
@@ -109,7 +108,6 @@ class Windows:
     begin, end: `(windows,)` int64, the places that show a cell, half-open; what stands before and behind is padding
     target: `(windows,)` int64, the segment that the window scores, its last
     steps, rows: segments of a window, cells of a segment
-    cells: the number of cells of the grid
     """
 
     start: Ints
@@ -118,7 +116,6 @@ class Windows:
     target: Ints
     steps: int
     rows: int
-    cells: int
 
     def __len__(self) -> int:
         return len(self.start)
@@ -132,7 +129,8 @@ class Windows:
     @property
     def index(self) -> Ints:
         """`(windows, steps, rows)` int64: the cell at each place, -1 where there is padding."""
-        return self._index(-1).reshape(-1, self.steps, self.rows)
+        cell, shown = self._places()
+        return np.where(shown, cell, -1).reshape(-1, self.steps, self.rows)
 
     @property
     def target_index(self) -> Ints:
@@ -144,7 +142,7 @@ class Windows:
     def take(self, which: Ints, steps: int | None = None) -> "Windows":
         """The windows numbered `which`, perhaps with fewer segments, of which their cells must not need more."""
         start, begin, end, target = (part[which] for part in (self.start, self.begin, self.end, self.target))
-        return Windows(start, begin, end, target, self.steps if steps is None else steps, self.rows, self.cells)
+        return Windows(start, begin, end, target, self.steps if steps is None else steps, self.rows)
 
     def gather(self, laid: NDArray[T]) -> NDArray[T]:
         """The tensor `(windows, steps, rows, …)` out of what `Grid.lay` gave, 0 (False) where there is no step."""
@@ -152,18 +150,18 @@ class Windows:
         out = np.empty((len(self), length, *laid.shape[1:]), laid.dtype)
         for begin in range(0, len(self), CHUNK):
             part = np.arange(begin, min(begin + CHUNK, len(self)))
-            index = self.take(part)._index(self.cells)
-            # What fits is written in place: "raise" would write to a copy first.
-            np.take(laid, index, axis=0, out=out[begin : begin + CHUNK], mode="clip")
+            cell, shown = self.take(part)._places()
+            tensor = out[begin : begin + CHUNK]
+            np.take(laid, cell, axis=0, out=tensor, mode="clip")  # in place: "raise" would write to a copy first
+            if not shown.all():
+                tensor[~shown] = 0
         return out.reshape(len(self), self.steps, self.rows, *laid.shape[1:])
 
-    def _index(self, padding: int) -> Ints:
-        """`(windows, steps·rows)` int64: the cell at each place, and `padding` where there is none."""
+    def _places(self) -> tuple[Ints, Flags]:
+        """`(windows, steps·rows)`: the cell at each place, and whether it belongs to the window."""
         place = np.arange(self.steps * self.rows)
-        index = self.start[:, None] + place
-        if self.begin.any() or (self.end < len(place)).any():
-            index[(place < self.begin[:, None]) | (place >= self.end[:, None])] = padding
-        return index
+        shown = (place >= self.begin[:, None]) & (place < self.end[:, None])
+        return self.start[:, None] + place, shown
 
 
 def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
@@ -249,45 +247,56 @@ def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> 
     Channels are the dataset's features (log1p where declared, categories by `encodings`), then its sequence features.
     Raises `GateRefusedError` where a sensor's readings do not fit the cadence, as `grid` in the YAML has it.
     """
-    order = list(key_schema(dataset))
-    frame = add_sequence_features(_sorted(clean, [*order, *(f.name for f in dataset.features)]), dataset)
-    channels = frame.select(
-        *(_channel(feature.name, encodings.get(feature.name), feature.log) for feature in dataset.features),
-        *(pl.col(feature.name) for feature in dataset.sequence_features),
+    keys = list(key_schema(dataset))
+    place = _order(clean, [*keys, *(feature.name for feature in dataset.features)])
+    frame = clean
+    if dataset.sequence_features:
+        frame, place = add_sequence_features(clean if place is None else clean[place], dataset), None
+    values = _matrix(
+        frame.select(
+            *(_channel(feature.name, encodings.get(feature.name), feature.log) for feature in dataset.features),
+            *(pl.col(feature.name) for feature in dataset.sequence_features),
+        )
     )
-    values = _matrix(channels)
+    frame = frame.select(keys)
+    if place is not None:  # rows of the matrix, not of every column; numbers, not names
+        entity = pl.col("entity")
+        frame = frame.with_columns(entity.cast(pl.Categorical))[place].with_columns(entity.cast(pl.String))
+        values = np.take(values, place, axis=0)
     observed = np.isfinite(values)
     np.copyto(values, 0, where=~observed)
-    entity = frame["entity"].rle_id().cast(pl.Int64).to_numpy()
-    sequence, position = _positions(entity, frame, dataset)
-    steps = Steps(frame.select(order), np.arange(len(frame)), values, observed, entity, sequence, position)
+    code = frame["entity"].rle_id().cast(pl.Int64).to_numpy()
+    sequence, position = _positions(code, frame, dataset)
+    steps = Steps(frame, np.arange(len(frame)), values, observed, code, sequence, position)
     return steps if dataset.cadence is None else _one_value_a_cell(steps, dataset)
 
 
-def _sorted(clean: pl.DataFrame, order: list[str]) -> pl.DataFrame:
-    """`clean` by entity and event time; ties by the other columns of `order`, whatever order they came in.
+def _order(clean: pl.DataFrame, order: list[str]) -> Ints | None:
+    """The rows by entity and event time, ties by the other columns of `order`; None where they stand so already.
 
     By one whole number a row, as sorting by a column of names takes several times as long.
     """
     if clean.is_empty():
-        return clean
+        return None
     entity, time = clean["entity"], clean["event_time"].to_physical().to_numpy()
     codes = entity.rle_id()
-    if not entity.rle().struct.field("value").is_sorted():
+    if entity.rle().struct.field("value").is_sorted():
+        if ((np.diff(time) > 0) | (np.diff(codes.to_numpy()) > 0)).all():  # as a day of `clean` is stored
+            return None
+    else:
         codes = entity.cast(pl.Enum(entity.unique().sort())).to_physical()
     code, span = codes.cast(pl.Int64).to_numpy(), int(np.ptp(time)) + 1
     if (int(code.max()) + 1) * span >= 2**63:
-        return clean.sort(order)
+        return clean.select(pl.arg_sort_by(order)).to_series().cast(pl.Int64).to_numpy()
     number = code * span + (time - time.min())
-    ordered = bool((number[1:] >= number[:-1]).all())
-    place = np.arange(len(number)) if ordered else pl.Series(number).arg_sort().cast(pl.Int64).to_numpy()
+    place = pl.Series(number).arg_sort().cast(pl.Int64).to_numpy(writable=True)
     number = number[place]
-    tied = np.flatnonzero(np.r_[False, number[1:] == number[:-1]] | np.r_[number[1:] == number[:-1], False])
+    again = number[1:] == number[:-1]
+    tied = np.flatnonzero(np.r_[False, again] | np.r_[again, False])
     if len(tied):
-        place = place.copy()
         rows = clean[place[tied]].with_columns(key=pl.Series(number[tied]))
         place[tied] = place[tied][rows.select(pl.arg_sort_by("key", *order)).to_series().to_numpy()]
-    return clean if (np.diff(place) == 1).all() else clean[place]
+    return place
 
 
 def _channel(name: str, encoding: Mapping[str, float] | None, log: bool) -> pl.Expr:
@@ -321,11 +330,13 @@ def _positions(entity: Ints, frame: pl.DataFrame, dataset: Dataset) -> tuple[Int
     cadence, grid = _micros(dataset.cadence), dataset.grid
     if grid.span == "own":
         new |= np.r_[True, np.diff(time) > _micros(dataset.longest_gap)]
-    sequence = np.cumsum(new) - 1
-    origin = time[new][sequence] if grid.span == "own" else np.full(len(time), time.min() // cadence * cadence)
-    position = (time - origin + cadence // 2) // cadence
+    sequence = np.cumsum(new)
+    sequence -= 1
+    since = time - (time[new][sequence] if grid.span == "own" else time.min() // cadence * cadence)
+    position = since + cadence // 2
+    position //= cadence
     if grid.tolerance is not None:
-        off = np.abs(time - origin - position * cadence)
+        off = np.abs(since - position * cadence)
         if (off > _micros(grid.tolerance)).any():
             row = int(np.argmax(off > _micros(grid.tolerance)))
             raise GateRefusedError(
@@ -396,9 +407,7 @@ def cut_windows(steps: Steps, grid: Grid, targets: Flags, window: Window) -> Win
     target, place = window.steps - 1 - lead, origin + lead * window.rows
     length = np.diff(grid.first)[sequence]
     end = np.minimum((target + 1) * window.rows, length - place)
-    return Windows(
-        grid.first[sequence] + place, np.maximum(-place, 0), end, target, window.steps, window.rows, len(grid)
-    )
+    return Windows(grid.first[sequence] + place, np.maximum(-place, 0), end, target, window.steps, window.rows)
 
 
 def cut_strided(grid: Grid, window: Window, stride: int) -> Windows:
@@ -412,7 +421,7 @@ def cut_strided(grid: Grid, window: Window, stride: int) -> Windows:
     place = (np.arange(len(sequence)) - np.repeat(np.cumsum(number) - number, number)) * stride
     end = np.minimum(most, length[sequence] - place)
     begin, target = np.zeros_like(end), (end - 1) // window.rows
-    return Windows(grid.first[sequence] + place, begin, end, target, window.steps, window.rows, len(grid))
+    return Windows(grid.first[sequence] + place, begin, end, target, window.steps, window.rows)
 
 
 def by_size(windows: Windows) -> Iterator[tuple[Ints, Windows]]:

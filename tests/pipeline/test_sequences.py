@@ -118,7 +118,7 @@ def test_strided_windows_put_back_together_are_the_input(minutes, window, stride
     out = np.full((len(grid), 2), np.nan, np.float32)
     scatter(cut.index, tensor, out)
     np.testing.assert_array_equal(out[grid.cell], steps.values)
-    np.testing.assert_array_equal(out, values[:-1])
+    np.testing.assert_array_equal(out, values)
     assert (tensor[~mask] == 0).all()
     assert not mask[cut.index < 0].any()
     assert cut.padding == pytest.approx((cut.index < 0).mean())
@@ -231,7 +231,7 @@ def test_gap_is_empty_cells_and_never_a_value():
     steps, grid = laid({"a": [0, 1, 4, 40]})
     assert steps.position.tolist() == [0, 1, 4, 0]
     assert steps.sequence.tolist() == [0, 0, 0, 1]
-    assert not grid.lay(steps.observed)[[2, 3, -1]].any()
+    assert not grid.lay(steps.observed)[[2, 3]].any()
     cut = cut_windows(steps, grid, np.array([True] * 3 + [False]), Window(steps=2, rows=4))
     assert cut.index[0].tolist() == [[0, 1, 2, 3], [-1, -1, -1, -1]]
     assert cut.index[1].tolist() == [[0, 1, 2, 3], [4, -1, -1, -1]]
@@ -255,7 +255,7 @@ def test_readings_of_one_cell_become_one_value(rule, flow):
     assert steps.values[:, 0].tolist() == [9.0, flow, 7.0]
     assert steps.observed[:, 0].all()
     assert not steps.observed[:, 1].any()
-    assert make_grid(steps).lay(steps.values)[:, 0].tolist() == [9.0, flow, 0.0, 7.0, 0.0]
+    assert make_grid(steps).lay(steps.values)[:, 0].tolist() == [9.0, flow, 0.0, 7.0]
 
 
 def test_two_readings_of_one_cell_can_be_an_error():
@@ -274,8 +274,8 @@ def test_sensors_of_different_rates_are_joined():
     ])  # fmt: skip
     steps = build_steps(frame, SENSOR, {})
     grid = make_grid(steps)
-    assert grid.lay(steps.values).tolist() == [[1, 10], [2, 0], [3, 30], [4, 0], [0, 0]]
-    assert grid.lay(steps.observed)[:, 1].tolist() == [True, False, True, False, False]
+    assert grid.lay(steps.values).tolist() == [[1, 10], [2, 0], [3, 30], [4, 0]]
+    assert grid.lay(steps.observed)[:, 1].tolist() == [True, False, True, False]
 
 
 def test_jitter_is_snapped_within_the_tolerance():
