@@ -33,7 +33,7 @@ from pipeline.config import Dataset, Feature, SequenceFeature
 from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
 from pipeline.score import units_of
-from pipeline.sequences import add_sequence_features
+from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, read_state
 from pipeline.tables import clean_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -421,7 +421,7 @@ def join_scores(clean: pl.DataFrame, scores: pl.DataFrame, dataset: Dataset) -> 
     Steps that share entity and time (and id) are matched in the order in which scoring takes them: by their features.
     """
     key = list(key_schema(dataset))
-    steps = add_sequence_features(clean.sort([*key, *(f.name for f in dataset.features)]), dataset)
+    steps = add_sequence_features(in_order(clean, dataset), dataset)
     for feature in dataset.sequence_features:
         values = units_of(dataset, feature.name)(steps[feature.name].to_numpy())
         steps = steps.with_columns(pl.Series(feature.name, values).fill_nan(None))

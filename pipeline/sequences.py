@@ -167,11 +167,10 @@ class Windows:
 def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """`frame` (sorted by entity and event time) with the declared sequence features, from earlier events only.
 
-    Of events at the same time those that stand later count as later, so none of them sees what follows it. (At the far
-    end of a stretch, exactly `over` ago, some of such events may count and others not.)
     time_since_last: log(1 + seconds); null for an entity's first event
-    ratio_to_history: log((1 + value) / (1 + mean of the earlier values)); null without earlier values
-    rolling_count, rolling_sum: log(1 + count or sum) over the stretch that ends with, and includes, the event
+    ratio_to_history: log((1 + value) / (1 + mean of the values at earlier times)); null without any
+    rolling_count, rolling_sum: log(1 + count or sum) over the stretch that ends with, and includes, the event; of
+        events at the same time those that stand later do not count
     """
     if not dataset.sequence_features or frame.is_empty():
         return frame
@@ -198,27 +197,36 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
             counted = value.is_not_null().cast(pl.Float64) if feature.kind == "rolling_count" else value
             if feature.of is None:
                 counted = pl.col("event_time").is_not_null().cast(pl.Float64)
-            expression = counted.rolling_sum_by(MOMENT, over, closed="right").log1p()
+            later = _later(frame.select(counted).to_series(), moment)
+            expression = (counted.rolling_sum_by(MOMENT, over, closed="right") - pl.lit(later)).log1p()
         expressions.append(expression.cast(pl.Float64).alias(feature.name))
     return frame.with_columns(expressions).drop(MOMENT, FIRST)
 
 
 def _one_line(frame: pl.DataFrame, begins: Ints, over: int) -> Ints | None:
-    """Event times in microseconds, strictly ascending through all entities; None where they do not fit into 63 bits.
+    """Event times in microseconds, ascending through all entities; None where they do not fit into 63 bits.
 
     Entities are moved apart by more than `over`, so that no window reaches from one into another and one pass serves
-    all: a pass for each is several times as slow where there are many. Events at one time are moved apart by one
-    microsecond each, in their order, so that a window that ends with one has no later one.
+    all: a pass for each is several times as slow where there are many.
     """
     time, entity = frame["event_time"].to_physical().to_numpy(), frame["entity"].rle_id().to_numpy()
     ends = np.r_[begins[1:], len(time)] - 1
-    length = time[ends] - time[begins] + over + len(time) + 1
+    length = time[ends] - time[begins] + over + 1
     if length.sum(dtype=np.float64) > 2**62 and len(begins) > 1:
         return None
-    place = np.arange(len(time))
-    apart = time - (time[begins] - np.r_[0, np.cumsum(length)[:-1]])[entity]
-    moment: Ints = np.maximum.accumulate(apart - place) + place
+    moment: Ints = time - (time[begins] - np.r_[0, np.cumsum(length)[:-1]])[entity]
     return moment
+
+
+def _later(values: pl.Series, moment: Ints) -> pl.Series:
+    """For each event the sum of the values that stand behind it in the same moment."""
+    again = moment[1:] == moment[:-1]
+    tied = np.flatnonzero(np.r_[again, False] | np.r_[False, again])
+    part = pl.DataFrame({"value": values[tied].fill_null(0), "moment": moment[tied]})
+    behind = part.select((pl.col("value").cum_sum(reverse=True) - pl.col("value")).over("moment"))
+    sums = np.zeros(len(values))
+    sums[tied] = behind.to_series().to_numpy()
+    return pl.Series(sums)
 
 
 def learn_encodings(frame: pl.DataFrame, dataset: Dataset, *, index: bool = False) -> dict[str, dict[str, float]]:
@@ -242,13 +250,13 @@ def learn_encodings(frame: pl.DataFrame, dataset: Dataset, *, index: bool = Fals
 
 
 def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> Steps:
-    """The steps of `clean` (any order of rows) with their channels and positions.
+    """The steps of `clean` (any order of rows; see `in_order`) with their channels and positions.
 
     Channels are the dataset's features (log1p where declared, categories by `encodings`), then its sequence features.
     Raises `GateRefusedError` where a sensor's readings do not fit the cadence, as `grid` in the YAML has it.
     """
     keys = list(key_schema(dataset))
-    place = _order(clean, [*keys, *(feature.name for feature in dataset.features)])
+    place = _order(clean, dataset)
     frame = clean
     if dataset.sequence_features:
         frame, place = add_sequence_features(clean if place is None else clean[place], dataset), None
@@ -271,13 +279,20 @@ def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> 
     return steps if dataset.cadence is None else _one_value_a_cell(steps, dataset)
 
 
-def _order(clean: pl.DataFrame, order: list[str]) -> Ints | None:
-    """The rows by entity and event time, ties by the other columns of `order`; None where they stand so already.
+def in_order(clean: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """`clean` by entity and event time; ties by event_id and features, so whatever order the rows came in."""
+    place = _order(clean, dataset)
+    return clean if place is None else clean[place]
+
+
+def _order(clean: pl.DataFrame, dataset: Dataset) -> Ints | None:
+    """The rows in order; None where they stand so already.
 
     By one whole number a row, as sorting by a column of names takes several times as long.
     """
     if clean.is_empty():
         return None
+    order = [*key_schema(dataset), *(feature.name for feature in dataset.features)]
     entity, time = clean["entity"], clean["event_time"].to_physical().to_numpy()
     codes = entity.rle_id()
     if entity.rle().struct.field("value").is_sorted():

@@ -25,8 +25,7 @@ from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
 from pipeline.score import SILENCE, Judged, judge, lay, predict, scan_clean, tensors, weigh
-from pipeline.sequences import Steps, Windows, build_steps, cut_windows, learn_encodings, make_grid
-from pipeline.tables import key_schema
+from pipeline.sequences import Steps, Windows, build_steps, cut_windows, in_order, learn_encodings, make_grid
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
@@ -149,8 +148,7 @@ def learn(
     from models.scaler import RobustScaler
     from models.threshold import Threshold
 
-    order = list(key_schema(dataset))
-    clean = clean.sort([*order, *(feature.name for feature in dataset.features)])
+    clean = in_order(clean, dataset)
     part = np.where(within(clean, abnormal), BEFORE, split(clean, start, dataset))
     encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
     steps = build_steps(clean, dataset, encodings)

@@ -402,7 +402,7 @@ def test_events_at_one_moment_keep_their_own_scores() -> None:
     joined = join_scores(clean, scores, dataset)
     assert joined["observed_amount"].to_list() == joined["score"].to_list() == [3.0, 7.0, 5.0]
     assert joined["observed_since_last"].to_list() == pytest.approx([None, 0.0, 3600.0])
-    assert joined["observed_count_1h"].to_list() == pytest.approx([2.0, 2.0, 1.0])
+    assert joined["observed_count_1h"].to_list() == pytest.approx([1.0, 2.0, 1.0])
 
 
 def test_surroundings_reach_as_far_as_the_incident_is_long() -> None:

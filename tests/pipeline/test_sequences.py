@@ -345,10 +345,10 @@ def test_sequence_features_come_from_earlier_events_of_the_same_entity():
 )
 def test_sequence_features_are_those_of_the_definition(rows, far):
     """Worked out event by event, whatever the entities beside; with entities too many years apart for one line too."""
-    rows = sorted(rows, key=lambda row: row[:2])  # seven minutes each, so that none is exactly an hour from another
+    rows = sorted(rows, key=lambda row: row[:2])
     start = datetime(1 if far else 2026, 1, 1, tzinfo=UTC)
     years = timedelta(days=365 * 8000 * far)
-    times = [start + timedelta(minutes=7 * m) + years * (m > 100) for _, m, _ in rows]
+    times = [start + timedelta(minutes=10 * m) + years * (m > 100) for _, m, _ in rows]
     frame = pl.DataFrame({"entity": [e for e, _, _ in rows], "event_time": times, "event_id": "x", "shop": "p",
                           "amount": [None if v == 0 else float(v) for *_, v in rows]},
                          schema_overrides={"event_time": pl.Datetime("us", "UTC"), "amount": pl.Float64})  # fmt: skip
@@ -356,8 +356,9 @@ def test_sequence_features_are_those_of_the_definition(rows, far):
     assert found.columns[:5] == frame.columns
     for n, (entity, _, value) in enumerate(rows):
         before = [m for m in range(n) if rows[m][0] == entity]
-        near = [rows[m][2] or None for m in [*before, n] if m == n or times[n] - times[m] < timedelta(hours=1)]
-        earlier = [v for v in near[:-1] if v]
+        hour = timedelta(hours=1)
+        near = [rows[m][2] or None for m in [*before, n] if times[n] - times[m] < hour]
+        earlier = [rows[m][2] for m in before if rows[m][2] and timedelta(0) < times[n] - times[m] <= hour]
         row = found.row(n, named=True)
         assert row["count"] == pytest.approx(np.log1p(len(near)))
         assert (row["since"] is None) == (not before)
@@ -379,12 +380,20 @@ def test_later_events_change_no_earlier_feature():
 
 
 def test_events_at_one_time_see_only_those_that_stand_before_them():
-    """Of three payments in the same moment the first counts itself, the second two, the third three."""
-    frame = payments().head(3).with_columns(pl.lit(START).cast(pl.Datetime("us", "UTC")).alias("event_time"))
+    """Of three payments in the same moment the first counts itself, the second two, the third three.
+
+    Exactly an hour later none of them counts, as a stretch does not include its far end.
+    """
+    hour = START + timedelta(hours=1)
+    frame = (
+        payments()
+        .head(4)
+        .with_columns(pl.Series([START] * 3 + [hour]).cast(pl.Datetime("us", "UTC")).alias("event_time"))
+    )
     found = add_sequence_features(frame, CARDS)
-    assert found["count"].exp().round(3).to_list() == [2.0, 3.0, 4.0]
-    assert found["event_time"].equals(frame["event_time"])
-    assert found["ratio"].exp().round(3).to_list() == [None, round(21 / 11, 3), None]
+    assert found["count"].exp().round(3).to_list() == [2.0, 3.0, 4.0, 2.0]
+    assert found["total"].exp().round(3).to_list() == [11.0, 31.0, 31.0, 41.0]
+    assert found["ratio"].to_list() == [None, None, None, pytest.approx(np.log(41 / 16))]
 
 
 def test_unseen_category_is_the_rarest_and_missing_one_is_not_observed():
