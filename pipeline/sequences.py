@@ -172,7 +172,9 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
     rolling_count, rolling_sum: log(1 + count or sum) over the stretch that ends with, and includes, the event; of
         events at the same time those that stand later do not count
     """
-    if not dataset.sequence_features or frame.is_empty():
+    if frame.is_empty():
+        return frame.with_columns(pl.lit(None, pl.Float64).alias(feature.name) for feature in dataset.sequence_features)
+    if not dataset.sequence_features:
         return frame
     begins = np.flatnonzero((frame["entity"].rle_id().diff() != 0).fill_null(value=True))
     moment = _one_line(frame, begins, max((_micros(f.over) for f in dataset.sequence_features if f.over), default=0))

@@ -424,3 +424,6 @@ def test_empty_input_gives_no_windows():
     for cut in (cut_windows(steps, grid, np.empty(0, bool), Window()), cut_strided(grid, Window(), 1)):
         assert cut.gather(grid.lay(steps.values)).shape == (0, 8, 8, 2)
         assert cut.padding == 0
+    none, some = (add_sequence_features(payments().head(n), CARDS) for n in (0, 1))
+    assert none.schema == some.schema
+    assert build_steps(payments().head(0), CARDS, learn_encodings(payments(), CARDS)).values.shape == (0, 6)
