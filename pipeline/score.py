@@ -243,7 +243,7 @@ def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, tar
             f"{', '.join(detector.channels)}; train again: nightsift train {dataset.name}"
         )
     steps = build_steps(clean, dataset, detector.encodings)
-    chosen = steps.frame.select(targets.alias("target"))["target"].to_numpy()
+    chosen = steps.frame.with_columns(targets.alias("target"))["target"].to_numpy()
     wanted = np.zeros(len(steps.values), bool)
     wanted[steps.step[chosen]] = True
     columns = _score_columns(detector, steps, judge(detector, steps, wanted), dataset)
