@@ -69,7 +69,7 @@ bench-model: $(READY)  ## Measure the masked layer beside stock Keras (40 minute
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.model --json var/bench/model.json
 
-bench-sequences: $(READY)  ## Measure the building of tensors beside pandas, NumPy and Keras (15 minutes)
+bench-sequences: $(READY)  ## Measure the building of tensors beside pandas, NumPy and Keras (10 minutes)
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.sequences --json var/bench/sequences.json
 

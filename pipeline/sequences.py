@@ -7,7 +7,7 @@ Three layouts of the same steps, each a plain array:
 - `Grid`: one entry a cell. A sensor's readings stand in the cells of its cadence, a missing reading is an empty cell; a
   transaction's events stand one after another. Sequences follow each other without a gap.
 - `Windows`: each a stretch of one sequence's cells, `steps` segments of `rows` cells, so that a window is no more than
-  its first cell and a count. Tensors are gathered from the grid in one pass, at the speed of memory.
+  its first cell and a range of places. Tensors are gathered from the grid in one pass, at the speed of memory.
 
 For scoring, a window is cut for each segment that holds a target step: the segment itself, last, and up to `steps - 1`
 segments of what came before it. So every target step is scored exactly once and never by a window that has seen a later
@@ -35,7 +35,7 @@ Encodings = Mapping[str, Mapping[str, float]]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-MOMENT, FIRST = "_moment", "_first"
+MOMENT = "_moment"
 BLOCK = 1 << 14  # rows that are laid out at once
 CHUNK = 1024  # windows gathered at once: their index stays in the processor's cache
 
@@ -181,28 +181,26 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
     if moment is None:
         half = begins[len(begins) // 2]
         return pl.concat([add_sequence_features(part, dataset) for part in (frame[:half], frame[half:])])
-    first = np.zeros(len(frame), bool)
-    first[begins] = True
-    frame = frame.with_columns(pl.Series(MOMENT, moment), pl.Series(FIRST, first))
+    later_one = np.ones(len(frame), bool)
+    later_one[begins] = False
+    frame = frame.with_columns(pl.Series(MOMENT, moment))
     expressions: list[pl.Expr] = []
     for feature in dataset.sequence_features:
-        value = pl.col(feature.of) if feature.of else pl.lit(1.0)
+        value = pl.col(feature.of or "event_time")  # what counts where nothing is said: every event
         expression: pl.Expr
         over = f"{_micros(feature.over)}i" if feature.over else ""
         if feature.kind == "time_since_last":
             seconds = pl.col("event_time").diff().dt.total_microseconds() / 1e6
-            expression = pl.when(~pl.col(FIRST)).then(seconds.log1p())
+            expression = pl.when(pl.lit(pl.Series(later_one))).then(seconds.log1p())
         elif feature.kind == "ratio_to_history":
             mean = value.rolling_mean_by(MOMENT, over, closed="left", min_samples=1)
             expression = value.log1p() - mean.log1p()
         else:
             counted = value.is_not_null().cast(pl.Float64) if feature.kind == "rolling_count" else value
-            if feature.of is None:
-                counted = pl.col("event_time").is_not_null().cast(pl.Float64)
             later = _later(frame.select(counted).to_series(), moment)
             expression = (counted.rolling_sum_by(MOMENT, over, closed="right") - pl.lit(later)).log1p()
         expressions.append(expression.cast(pl.Float64).alias(feature.name))
-    return frame.with_columns(expressions).drop(MOMENT, FIRST)
+    return frame.with_columns(expressions).drop(MOMENT)
 
 
 def _one_line(frame: pl.DataFrame, begins: Ints, over: int) -> Ints | None:
