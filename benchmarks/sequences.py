@@ -154,7 +154,7 @@ def laid(frame: pl.DataFrame) -> tuple[Any, ...]:
     about = dataset()
     steps = build_steps(frame, about, {})
     grid = make_grid(steps)
-    return cut_strided(grid, about.window, STRIDE), grid.lay(steps.values), grid.lay(steps.observed.any(axis=1))
+    return cut_strided(grid, about.window, STRIDE), grid.lay(steps.values), grid.lay(steps.mask)
 
 
 def ours(frame: pl.DataFrame) -> Tensors:
@@ -171,16 +171,18 @@ def whole(path: Path) -> Tensors:
 def streamed(path: Path, most: int) -> int:
     """Tensors of all rows of a file or folder, some entities at a time, the next ones read meanwhile; how many rows.
 
-    Windows are of at most six sizes, as they are scored.
+    Windows are of at most six sizes and come a batch at a time, as they are scored.
     """
+    from pipeline.score import CHUNK as BATCH
     from pipeline.sequences import ahead, by_size, entity_parts
 
     done = 0
     for part in ahead(entity_parts(pl.scan_parquet(path), most)):
         windows, values, mask = laid(part)
         for _, sized in by_size(windows):
-            sized.gather(values)
-            sized.gather(mask)
+            for batch in sized.batches(BATCH):
+                batch.gather(values)
+                batch.gather(mask)
         done += len(part)
     return done
 

@@ -20,6 +20,7 @@ from pipeline.sequences import (
     Steps,
     Windows,
     ahead,
+    any_channel,
     build_steps,
     by_size,
     cut_windows,
@@ -313,19 +314,22 @@ def expected_values(
     # A machine's windows are nearly all full; few more would be saved than every other shape costs to trace.
     sized = [windows] if detector.tau else [part for _, part in by_size(windows)]
     for whole in sized:
-        for start in range(0, len(whole), CHUNK):
-            part = whole.take(np.arange(start, min(start + CHUNK, len(whole))))
+        for part in whole.batches(CHUNK):
             scatter(part.target_index, _expect_targets(detector, part, *tensors(part, laid)), out)
     return out[grid.cell]
 
 
 def _expect_targets(
-    detector: "Detector", part: Windows, values: NDArray[np.float32], observed: NDArray[np.bool_]
+    detector: "Detector",
+    part: Windows,
+    values: NDArray[np.float32],
+    observed: NDArray[np.bool_],
+    mask: NDArray[np.bool_],
 ) -> NDArray[np.float32]:
     """What the network expects of the target segments, `(windows, rows, channels)`."""
     from models.autoencoder import expect, hide_group
 
-    mask, at_target = np.asarray(observed.any(-1)), (np.arange(len(part)), part.target)
+    at_target = (np.arange(len(part)), part.target)
     if detector.groups == 0:
         return expect(detector.model, values, observed, mask)[at_target]
     channel_group = np.arange(detector.config.channels) % detector.groups
@@ -348,9 +352,10 @@ def lay(grid: Grid, scaled: NDArray[np.float32], observed: NDArray[np.bool_]) ->
     return grid.lay(np.clip(scaled, -INPUT_LIMIT, INPUT_LIMIT)), grid.lay(observed)
 
 
-def tensors(windows: Windows, laid: Laid) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """`values` float32 and `observed` bool, both `(windows, steps, rows, channels)`."""
-    return windows.gather(laid[0]), windows.gather(laid[1])
+def tensors(windows: Windows, laid: Laid) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_]]:
+    """`values` float32 and `observed` bool `(windows, steps, rows, channels)`, `mask` bool `(windows, steps, rows)`."""
+    observed = windows.gather(laid[1])
+    return windows.gather(laid[0]), observed, any_channel(observed)
 
 
 def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:

@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from models.buckets import MOST, divide
@@ -37,7 +38,7 @@ Flags = NDArray[np.bool_]
 
 MOMENT = "_moment"
 BLOCK = 1 << 14  # rows that are laid out at once
-CHUNK = 1024  # windows gathered at once: their index stays in the processor's cache
+CHUNK = 1024  # windows gathered at once: they stay in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,11 @@ class Steps:
     def names(self) -> list[str]:
         """The entities' names, in the order of their codes."""
         return self.frame["entity"].unique(maintain_order=True).to_list()
+
+    @property
+    def mask(self) -> Flags:
+        """`(n,)` bool: a channel of the step is observed."""
+        return any_channel(self.observed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,23 +145,33 @@ class Windows:
         shown = (place >= self.begin[:, None]) & (place < self.end[:, None])
         return np.where(shown, self.start[:, None] + place, -1)
 
-    def take(self, which: Ints, steps: int | None = None) -> "Windows":
+    def take(self, which: Ints | slice, steps: int | None = None) -> "Windows":
         """The windows numbered `which`, perhaps with fewer segments, of which their cells must not need more."""
         start, begin, end, target = (part[which] for part in (self.start, self.begin, self.end, self.target))
         return Windows(start, begin, end, target, self.steps if steps is None else steps, self.rows)
 
+    def batches(self, size: int) -> Iterator["Windows"]:
+        """Yield the windows in order, at most `size` at a time."""
+        for begin in range(0, len(self), size):
+            yield self.take(slice(begin, begin + size))
+
     def gather(self, laid: NDArray[T]) -> NDArray[T]:
         """The tensor `(windows, steps, rows, …)` out of what `Grid.lay` gave, 0 (False) where there is no step."""
-        length = self.steps * self.rows
-        out = np.empty((len(self), length, *laid.shape[1:]), laid.dtype)
-        for begin in range(0, len(self), CHUNK):
-            part = np.arange(begin, min(begin + CHUNK, len(self)))
-            cell, shown = self.take(part)._places()
+        length, rest = self.steps * self.rows, laid.shape[1:]
+        out = np.empty((len(self), length, *rest), laid.dtype)
+        # Every stretch of cells that a window can show, as a view: whole stretches are copied, not cells one by one.
+        long_enough = len(laid) >= length
+        stretches = np.moveaxis(sliding_window_view(laid, length, axis=0), -1, 1) if long_enough else laid[:0]
+        for begin, part in zip(range(0, len(self), CHUNK), self.batches(CHUNK), strict=True):
             tensor = out[begin : begin + CHUNK]
-            np.take(laid, cell, axis=0, out=tensor, mode="clip")  # in place: "raise" would write to a copy first
-            if not shown.all():
-                tensor[~shown] = 0
-        return out.reshape(len(self), self.steps, self.rows, *laid.shape[1:])
+            if (part.start >= 0).all() and (part.start < len(stretches)).all():
+                tensor[...] = stretches[part.start]
+            else:  # one that reaches over the first cell of all or the last
+                np.take(laid, part._places()[0], axis=0, out=tensor, mode="clip")
+            short = np.flatnonzero((part.begin > 0) | (part.end < length))
+            window, place = np.nonzero(~part.take(short)._places()[1])
+            tensor[short[window], place] = 0
+        return out.reshape(len(self), self.steps, self.rows, *rest)
 
     def _places(self) -> tuple[Ints, Flags]:
         """`(windows, steps·rows)`: the cell at each place, and whether it belongs to the window."""
@@ -255,55 +271,83 @@ def build_steps(clean: pl.DataFrame, dataset: Dataset, encodings: Encodings) -> 
     Channels are the dataset's features (log1p where declared, categories by `encodings`), then its sequence features.
     Raises `GateRefusedError` where a sensor's readings do not fit the cadence, as `grid` in the YAML has it.
     """
-    keys = list(key_schema(dataset))
-    place = _order(clean, dataset)
-    frame = clean
+    ordered = _order(clean, dataset)
+    place, frame = ordered.place, clean
     if dataset.sequence_features:
-        frame, place = add_sequence_features(clean if place is None else clean[place], dataset), None
+        frame = add_sequence_features(clean if place is None else clean[place], dataset)
+        place = None
     values = _matrix(
         frame.select(
             *(_channel(feature.name, encodings.get(feature.name), feature.log) for feature in dataset.features),
             *(pl.col(feature.name) for feature in dataset.sequence_features),
         )
     )
-    frame = frame.select(keys)
-    if place is not None:  # rows of the matrix, not of every column; numbers, not names
-        entity = pl.col("entity")
-        frame = frame.with_columns(entity.cast(pl.Categorical))[place].with_columns(entity.cast(pl.String))
+    if place is not None:  # rows of the matrix, not of every column
         values = np.take(values, place, axis=0)
     observed = np.isfinite(values)
-    np.copyto(values, 0, where=~observed)
-    code = frame["entity"].rle_id().cast(pl.Int64).to_numpy()
-    sequence, position = _positions(code, frame, dataset)
-    steps = Steps(frame, np.arange(len(frame)), values, observed, code, sequence, position)
+    if not observed.all():
+        np.copyto(values, 0, where=~observed)
+    keys = ordered.keys(clean, dataset)
+    sequence, position = _positions(ordered.code, keys, dataset)
+    steps = Steps(keys, np.arange(len(keys)), values, observed, ordered.code, sequence, position)
     return steps if dataset.cadence is None else _one_value_a_cell(steps, dataset)
 
 
 def in_order(clean: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
     """`clean` by entity and event time; ties by event_id and features, so whatever order the rows came in."""
-    place = _order(clean, dataset)
+    place = _order(clean, dataset).place
     return clean if place is None else clean[place]
 
 
-def _order(clean: pl.DataFrame, dataset: Dataset) -> Ints | None:
-    """The rows in order; None where they stand so already.
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """Rows in order of entity and event time.
 
-    By one whole number a row, as sorting by a column of names takes several times as long.
+    place: `(rows,)` int64, where each of them stands; None where they stand in order already
+    names: the entities, ascending; code: `(rows,)` int64, which of them; time: `(rows,)` int64 microseconds
     """
-    if clean.is_empty():
-        return None
-    order = [*key_schema(dataset), *(feature.name for feature in dataset.features)]
+
+    place: Ints | None
+    names: pl.Series
+    code: Ints
+    time: Ints
+
+    def keys(self, clean: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+        """The key columns of `clean`, in order."""
+        keys = clean[list(key_schema(dataset))]
+        if self.place is None:
+            return keys
+        return keys.select(  # entity and time are at hand in order: nothing is fetched from all over the memory
+            self.names.gather(self.code).alias("entity"),
+            pl.Series("event_time", self.time).cast(clean.schema["event_time"]),
+            *(clean[name].gather(self.place) for name in keys.columns[2:]),
+        )
+
+
+def _order(clean: pl.DataFrame, dataset: Dataset) -> _Order:
+    """How the rows are put in order: by one whole number a row.
+
+    Sorting by a column of names takes several times as long.
+    """
     entity, time = clean["entity"], clean["event_time"].to_physical().to_numpy()
-    codes = entity.rle_id()
-    if entity.rle().struct.field("value").is_sorted():
-        if ((np.diff(time) > 0) | (np.diff(codes.to_numpy()) > 0)).all():  # as a day of `clean` is stored
-            return None
+    if clean.is_empty():
+        return _Order(None, entity, time, time)
+    runs = entity.rle().struct.unnest() if entity.head(BLOCK).is_sorted() else None
+    if runs is not None and runs["value"].is_sorted():
+        names, length = runs["value"], runs["len"].to_numpy()
+        code = np.repeat(np.arange(len(names)), length)
+        backwards = np.flatnonzero(time[1:] <= time[:-1])
+        if (code[backwards] < code[backwards + 1]).all():  # as a day of `clean` is stored
+            return _Order(None, names, code, time)
     else:
-        codes = entity.cast(pl.Enum(entity.unique().sort())).to_physical()
-    code, span = codes.cast(pl.Int64).to_numpy(), int(np.ptp(time)) + 1
-    if (int(code.max()) + 1) * span >= 2**63:
-        return clean.select(pl.arg_sort_by(order)).to_series().cast(pl.Int64).to_numpy()
-    number = code * span + (time - time.min())
+        names = entity.unique().sort()
+        code = entity.cast(pl.Enum(names)).to_physical().cast(pl.Int64).to_numpy()
+    order = [*key_schema(dataset), *(feature.name for feature in dataset.features)]
+    begin, span = int(time.min()), int(np.ptp(time)) + 1
+    if len(names) * span >= 2**63:
+        place = clean.select(pl.arg_sort_by(order)).to_series().cast(pl.Int64).to_numpy()
+        return _Order(place, names, code[place], time[place])
+    number = code * span + (time - begin)
     place = pl.Series(number).arg_sort().cast(pl.Int64).to_numpy(writable=True)
     number = number[place]
     again = number[1:] == number[:-1]
@@ -311,7 +355,8 @@ def _order(clean: pl.DataFrame, dataset: Dataset) -> Ints | None:
     if len(tied):
         rows = clean[place[tied]].with_columns(key=pl.Series(number[tied]))
         place[tied] = place[tied][rows.select(pl.arg_sort_by("key", *order)).to_series().to_numpy()]
-    return place
+    code = number // span
+    return _Order(place, names, code, number - code * span + begin)
 
 
 def _channel(name: str, encoding: Mapping[str, float] | None, log: bool) -> pl.Expr:
@@ -454,6 +499,12 @@ def by_size(windows: Windows) -> Iterator[tuple[Ints, Windows]]:
 def scatter(index: Ints, tensor: NDArray[T], out: NDArray[T]) -> None:
     """Put what stands in a tensor at the places of `index` (its leading axes), but for -1, to those cells of `out`."""
     out[index[index >= 0]] = tensor[index >= 0]
+
+
+def any_channel(observed: Flags) -> Flags:
+    """`(…, channels)` bool to `(…,)` bool: any of them; several times as fast as `any` over a short axis."""
+    found: Flags = observed @ np.ones(observed.shape[-1], bool)
+    return found
 
 
 def entity_parts(rows: pl.LazyFrame, most: int) -> Iterator[pl.DataFrame]:

@@ -7,6 +7,7 @@ never sees what it is calibrated on, and neither sees the holdout.
 import hashlib
 import logging
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightsift.train")
 
 MIN_STEPS = 64
+MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
 SMOOTHING = {"sensor": 0.3, "transaction": 1.0}  # weight of the newest error; an event stands for itself
@@ -119,16 +121,36 @@ def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> p
             validate(ws, first + timedelta(days=n))
         except GateRefusedError as error:
             say(f"left out: {error}")
-    clean = scan_clean(ws, first, last).collect()
-    clean = clean.filter(pl.col("event_time").is_between(start - ws.dataset.lookback, end, "left"))
-    inside = clean.filter(pl.col("event_time") >= start)
-    if len(inside) < MIN_STEPS:
+    rows = scan_clean(ws, first, last)
+    rows = rows.filter(pl.col("event_time").is_between(start - ws.dataset.lookback, end, "left"))
+    inside = rows.filter(pl.col("event_time") >= start)
+    counts = inside.group_by("entity").len().collect(engine="streaming")
+    if counts["len"].sum() < MIN_STEPS:
         raise GateRefusedError(
-            f"{ws.dataset.name}: {len(inside)} clean rows from {start} to {end} are too few to train on (at least "
-            f"{MIN_STEPS}); choose a longer stretch or check the source: nightsift check {ws.dataset.name}"
+            f"{ws.dataset.name}: {counts['len'].sum()} clean rows from {start} to {end} are too few to train on (at "
+            f"least {MIN_STEPS}); choose a longer stretch or check the source: nightsift check {ws.dataset.name}"
         )
-    say(f"training data: {len(inside):,} clean rows of {inside['entity'].n_unique():,} entities")
+    drawn = draw_entities(counts, MOST_ROWS)
+    if len(drawn) < len(counts):
+        say(
+            f"learning from {len(drawn):,} of {len(counts):,} entities, about {MOST_ROWS:,} rows; the others are "
+            "scored on the scales of all"
+        )
+        rows = rows.filter(pl.col("entity").is_in(drawn["entity"].implode()))
+    clean = rows.collect()
+    say(f"training data: {drawn['len'].sum():,} clean rows of {len(drawn):,} entities")
     return clean
+
+
+def draw_entities(counts: pl.DataFrame, most: int) -> pl.DataFrame:
+    """Of `counts` (entity, len) as many entities as have `most` rows together, and at least one.
+
+    By a hash of their names, so that the same ones are drawn whenever and wherever it is done.
+    """
+    by_hash = counts.with_columns(
+        hash=pl.Series([zlib.crc32(name.encode()) for name in counts["entity"]], dtype=pl.Int64)
+    ).sort("hash", "entity")
+    return by_hash.filter((pl.col("len").cum_sum() <= most) | (pl.int_range(pl.len()) == 0)).drop("hash")
 
 
 def learn(
@@ -223,10 +245,8 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     say(f"fitting on {len(windows):,} windows of {dataset.window.steps} × {dataset.window.rows} steps, "
         f"{windows.padding:.0%} of them padding")  # fmt: skip
     mlflow.log_metric("padding_share", windows.padding)
-    values, observed = tensors(windows, laid)
-    held_out = tensors(held, laid)
-    validation = (*held_out, np.asarray(held_out[1].any(-1))) if len(held) else None
-    mask = np.asarray(observed.any(-1))
+    values, observed, mask = tensors(windows, laid)
+    validation = tensors(held, laid) if len(held) else None
     history = fit(
         detector.model, values, observed, mask, validation=validation, epochs=dataset.model.epochs,
         batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,8 @@ from pipeline.incidents import read_incidents
 from pipeline.night import backfill, missing_days, run_night, score_days
 from pipeline.review import record
 from pipeline.score import stale_days
-from pipeline.train import train
+from pipeline.tracking import promote
+from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, tables
 
@@ -270,6 +272,26 @@ def test_training_on_nothing_is_refused_in_a_sentence(fresh):
     start, end = (fresh.dataset.day_bounds(date(2020, 1, day))[0] for day in (1, 5))
     with pytest.raises(GateRefusedError, match="too few to train on"):
         train(fresh, start, end)
+
+
+def test_more_rows_than_are_learned_from_leave_whole_entities_out(fresh, monkeypatch):
+    """The same entities are drawn whatever order they come in; who was left out is scored all the same."""
+    counts = pl.DataFrame({"entity": [f"m{n}" for n in range(50)], "len": [10] * 50})
+    drawn = draw_entities(counts, 205)
+    assert drawn.equals(draw_entities(counts.reverse(), 205))
+    assert drawn["len"].sum() == 200
+    assert len(draw_entities(counts, 3)) == 1
+    said: list[str] = []
+    start, end = fresh.dataset.day_bounds(START.date())[0], fresh.dataset.day_bounds(FIRST)[0]
+    rows = fresh.lake.scan("clean", {"entity": pl.String}).collect()
+    monkeypatch.setattr("pipeline.train.MOST_ROWS", len(rows) // 2)
+    promote(fresh, train(fresh, start, end, said.append).version.split("-")[0])
+    score_days(fresh, [FIRST])
+    scored = tables(fresh, "scores")["scores"]
+    found = re.search(r"learning from (\d+) of (\d+) entities", "\n".join(said))
+    assert found
+    assert int(found[1]) < int(found[2]) == scored["entity"].n_unique()
+    assert scored["score"].null_count() == 0
 
 
 def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
