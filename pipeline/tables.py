@@ -23,9 +23,14 @@ def canonical_schema(dataset: Dataset) -> Schema:
 
 
 def landing_schema(dataset: Dataset) -> Schema:
-    """A source row: the step as far as it could be read, where it came from, and what could not be read."""
+    """A source row: the step as far as it could be read, where it came from, and what could not be read.
+
+    Where it came from stands before the features: Delta keeps statistics of a table's first 32 columns only, and the
+    digests of the sources are read from them.
+    """
     origin = {"source": pl.String, "source_digest": pl.String, "source_row": pl.Int64}
-    return DAY | canonical_schema(dataset) | origin | {"problems": pl.List(pl.String), "raw": pl.String}
+    key = key_schema(dataset) | origin
+    return DAY | key | canonical_schema(dataset) | {"problems": pl.List(pl.String), "raw": pl.String}
 
 
 def clean_schema(dataset: Dataset) -> Schema:

@@ -1,7 +1,7 @@
 """Every source row lands once, whatever the order, repetition and lateness of files."""
 
 import itertools
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import polars as pl
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from pipeline.errors import GateRefusedError
 from pipeline.ingest import ingest, place_in_days
 from pipeline.sources import list_files, read_file
+from pipeline.validate import validate
 from tests.conftest import SENSOR, deliver, sensor_day, tables
 
 
@@ -24,6 +25,17 @@ def test_a_file_lands_once_and_again_only_when_it_changed(make_workspace):
     deliver(ws, sensor_day(0).head(100), "a")
     assert ingest(ws).rows == 100
     assert len(tables(ws, "landing")["landing"]) == 100
+
+
+def test_a_machine_of_many_features_lands_and_is_validated(make_workspace):
+    """More columns than Delta keeps statistics of are no hindrance; a second ingest knows the file again."""
+    names = [f"f{n}" for n in range(60)]
+    features = "".join(f"  - {{name: {name}}}\n" for name in names)
+    ws = make_workspace(SENSOR.replace("window:", f"{features}window:"))
+    deliver(ws, sensor_day(0).with_columns(pl.lit(1.0).alias(name) for name in names), "a")
+    assert ingest(ws).rows == 576
+    assert validate(ws, date(2026, 1, 5)).rows_clean == 576
+    assert ingest(ws).files == 0
 
 
 def test_the_order_in_which_files_come_does_not_matter(make_workspace):
