@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from models.autoencoder import AutoencoderConfig, load_model, save_model
 from models.scaler import RobustScaler
-from models.threshold import Tail, Threshold
+from models.scores import Signals, View
+from models.threshold import Rarity, Tail, Threshold
 
-FORMAT = 1
-SCALERS = ("scaler", "error", "residual")
+FORMAT = 2
+THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,9 @@ class Detector:
     about: the dataset, what it was trained on and when in event time, as plain values
     channels: the channels' names, in the order of the tensors' last axis
     encodings: for each categorical feature, category to value
-    scaler: of the channels; error: of the reconstruction errors; residual: of the errors less their slow baseline and
-        smoothed; the latter two learned on calibration data
+    scaler: of the channels
+    views: how errors become a score, of a sensor; signals: the same, of transactions; learned on calibration data
     usual: `(channels,)` int64, the longest run of equal readings that is normal; empty: runs do not matter
-    tau: steps in which the slow baseline follows an error (0: there is none)
-    alpha: weight of the newest error in the smoothing (1: none)
     groups: in how many groups of channels the scored segment is hidden in turn, to be predicted; 0: it is never hidden
     """
 
@@ -39,11 +38,9 @@ class Detector:
     channels: tuple[str, ...]
     encodings: Mapping[str, Mapping[str, float]]
     scaler: RobustScaler
-    error: RobustScaler
-    residual: RobustScaler
+    views: tuple[View, ...]
+    signals: Signals
     usual: NDArray[np.int64]
-    tau: float
-    alpha: float
     groups: int
     threshold: Threshold
 
@@ -56,21 +53,34 @@ class Detector:
             "about": dict(self.about),
             "channels": list(self.channels),
             "encodings": {name: dict(codes) for name, codes in self.encodings.items()},
-            "tau": self.tau,
-            "alpha": self.alpha,
             "groups": self.groups,
-            **{name: list(getattr(self, name).entities) for name in SCALERS},
-            "threshold": {name: value for name, value in asdict(self.threshold).items() if name != "quantiles"},
+            "scaler": list(self.scaler.entities),
+            "views": [
+                {"inputs": view.inputs, "alpha": view.alpha, "tau": view.tau, "scaler": list(view.scaler.entities)}
+                for view in self.views
+            ],
+            "amounts": [list(amount) for amount in self.signals.amounts],
+            "threshold": {name: getattr(self.threshold, name) for name in THRESHOLD},
+            "rarities": [{"tail": asdict(rarity.tail), "steps": rarity.steps} for rarity in self._rarities],
         }
         text = json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True)
         (folder / "detector.json").write_text(text, encoding="utf-8")
-        np.savez_compressed(
-            folder / "arrays.npz",
-            quantiles=self.threshold.quantiles,
-            usual=self.usual,
-            **{f"{name}_center": getattr(self, name).center for name in SCALERS},
-            **{f"{name}_scale": getattr(self, name).scale for name in SCALERS},
-        )
+        arrays: dict[str, Any] = {
+            "quantiles": np.stack([rarity.quantiles for rarity in self._rarities]),
+            "usual": self.usual,
+            **{f"{n}_center": scaler.center for n, scaler in enumerate(self._scalers)},
+            **{f"{n}_scale": scaler.scale for n, scaler in enumerate(self._scalers)},
+            **{f"{n}_form": view.form for n, view in enumerate(self.views)},
+        }
+        np.savez_compressed(folder / "arrays.npz", **arrays)
+
+    @property
+    def _rarities(self) -> tuple[Rarity, ...]:
+        return (self.threshold.rarity, *self.signals.rarities)
+
+    @property
+    def _scalers(self) -> tuple[RobustScaler, ...]:
+        return (self.scaler, *(view.scaler for view in self.views))
 
     @classmethod
     def load(cls, folder: Path) -> "Detector":
@@ -80,19 +90,29 @@ class Detector:
             raise ValueError(f"the detector in {folder} has format {facts['format']}, this version reads {FORMAT}")
         model, config = load_model(folder / "model")
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
-            threshold = {**facts["threshold"], "tail": Tail(**facts["threshold"]["tail"])}
+            names = [facts["scaler"], *(view["scaler"] for view in facts["views"])]
+            scaler, *scalers = (
+                _scaler(name, arrays[f"{n}_center"], arrays[f"{n}_scale"]) for n, name in enumerate(names)
+            )
+            rarity, *rarities = (
+                Rarity(quantiles, Tail(**fact["tail"]), fact["steps"])
+                for quantiles, fact in zip(arrays["quantiles"], facts["rarities"], strict=True)
+            )
             return cls(
                 config=config,
                 model=model,
                 about=facts["about"],
                 channels=tuple(facts["channels"]),
                 encodings=facts["encodings"],
-                **{name: _scaler(facts[name], arrays[f"{name}_center"], arrays[f"{name}_scale"]) for name in SCALERS},
+                scaler=scaler,
+                views=tuple(
+                    View(**{**view, "scaler": scalers[n]}, form=arrays[f"{n}_form"])
+                    for n, view in enumerate(facts["views"])
+                ),
+                signals=Signals(tuple((a, r, logged) for a, r, logged in facts["amounts"]), tuple(rarities)),
                 usual=arrays["usual"],
-                tau=facts["tau"],
-                alpha=facts["alpha"],
                 groups=facts["groups"],
-                threshold=Threshold(**threshold, quantiles=arrays["quantiles"]),
+                threshold=Threshold(**facts["threshold"], rarity=rarity),
             )
 
 

@@ -1,13 +1,68 @@
-"""From reconstruction errors to one anomaly score per step."""
+"""From reconstruction errors to one anomaly score per step.
+
+A sensor is looked at in two views, and the one that is more surprised decides: its errors as they are, for what is
+sudden, and errors and inputs smoothed over some ten steps, for what is small and stays. In a view a step is measured by
+a quadratic form, half the mean square of its cells and half their Mahalanobis distance, so that a loud channel and a
+broken relation between quiet ones both show.
+
+An event is judged by how rare it is: its amount, its amount against history and expectation, and, with half the
+weight, the errors of its other channels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-# Between the plain mean square (2), which hides a fault of one channel among many, and the maximum (infinity), which
-# hears only one: the 4-norm lets one loud channel through and still adds up several quiet ones.
-NORM = 4
-LIMIT = 50.0  # standardised errors beyond this are as bad as this: keeps one absurd reading from deafening the tail
+from models.scaler import RobustScaler
+from models.threshold import Rarity
+
+LIMIT = 50.0  # standardised cells beyond this are as bad as this: keeps one absurd reading from deafening the rest
+TYPICAL = 8.0  # up to this they teach the covariance
+SHRINK = 0.1  # of the covariance, towards its diagonal (Ledoit and Wolf 2004)
+MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square
+UNIT = 0.99  # the quantile of normal scores that is a view's 1
+INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
+MINOR = 0.5  # weight of the rarity of what is no amount
+BEYOND = 2.0  # decades beyond what calibration has seen, up to which it can tell how rare something is
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to look at a sensor.
+
+    inputs: whether the scaled inputs stand behind the errors, or there are the errors alone
+    alpha: weight of the newest step in the smoothing; 1: none
+    tau: steps in which the slow baseline follows
+    scaler: of the smoothed cells, by entity
+    form: `(k, k)` float64, the quadratic form of a step's k cells; its square root is 1 at the 0.99 quantile
+    """
+
+    inputs: bool
+    alpha: float
+    tau: float
+    scaler: RobustScaler
+    form: NDArray[np.float64]
+
+    @property
+    def channels(self) -> int:
+        """How many channels a step has."""
+        return len(self.form) // (2 if self.inputs else 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Signals:
+    """What an event is judged by.
+
+    amounts: for each amount the numbers of its channel and of the channel with its ratio to history, and whether the
+        channel holds its logarithm already
+    rarities: of each channel's signal, and behind them of each amount's ratio to what was expected, as `signals` has it
+    """
+
+    amounts: tuple[tuple[int, int, bool], ...]
+    rarities: tuple[Rarity, ...]
 
 
 def smooth(error: NDArray[np.float32], sequence: NDArray[np.int64], alpha: float) -> NDArray[np.float32]:
@@ -28,8 +83,8 @@ def smooth(error: NDArray[np.float32], sequence: NDArray[np.int64], alpha: float
 def slow_baseline(error: NDArray[np.float32], sequence: NDArray[np.int64], tau: float) -> NDArray[np.float32]:
     """What each standardised error `(n, channels)` was slowly drifting around before its step, along each sequence.
 
-    `b += clip(error - b, -1, 1) / tau` from 0: a machine that ages takes its baseline along, while a fault can move it
-    by one standard deviation in `tau` steps at most (Huber's clipped innovations in an exponentially weighted mean).
+    `b += u / (1 + (u / 2)²) / tau` with `u = error - b`, from 0: a machine that ages takes its baseline along, while a
+    fault moves it the less the larger it is (an exponentially weighted mean with Cauchy's redescending influence).
     From the past only; NaN does not move it. All sequences are run side by side, a step of each at a time.
     """
     if tau <= 0 or len(error) == 0:
@@ -45,7 +100,8 @@ def slow_baseline(error: NDArray[np.float32], sequence: NDArray[np.int64], tau: 
         alive = running[step]
         rows = starts[:alive] + step
         out[rows] = now[:alive]
-        now[:alive] += np.nan_to_num(np.clip(error[rows] - now[:alive], -1, 1)) / np.float32(tau)
+        off = error[rows] - now[:alive]
+        now[:alive] += np.nan_to_num(off / (1 + (off / np.float32(INFLUENCE)) ** 2)) / np.float32(tau)
     return out
 
 
@@ -74,17 +130,101 @@ def stuck(repeated: NDArray[np.int64], usual: NDArray[np.int64]) -> NDArray[np.f
     return (4 * repeated / np.maximum(usual, 1)).astype(np.float32)
 
 
-def combine(error: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score `(n,)` and contributions `(n, channels)` of standardised errors `(n, channels)`; NaN cells do not count.
+def quadratic_form(cells: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The form `(k, k)` of a view, learned from the `cells` `(n, k)` of normal steps; NaN counts as 0.
 
-    The score is the 4-norm of the errors, averaged over the observed channels; a channel's contribution is its share
-    of the sum and NaN where it is not observed. A step with nothing observed has score NaN.
+    The mean square, and with half the weight the Mahalanobis distance under a covariance shrunk to its diagonal, each
+    in the unit that 1 % of the steps exceed.
     """
-    power = np.minimum(np.abs(error.astype(np.float64)), LIMIT) ** NORM
-    seen = np.isfinite(power)
+    steps: NDArray[np.float64] = np.nan_to_num(cells.astype(np.float64))
+    typical, width = np.clip(steps, -TYPICAL, TYPICAL), steps.shape[1]
+    covariance = np.atleast_2d(np.cov(typical.T)) if len(steps) > 1 else np.eye(width)
+    diagonal = np.diag(np.maximum(np.diag(covariance), 1e-3))
+    even: NDArray[np.float64] = np.eye(width)
+    precision = np.linalg.inv((1 - SHRINK) * covariance + SHRINK * diagonal + 1e-6 * even).astype(np.float64)
+    form: NDArray[np.float64] = _in_units(even, steps) + MAHALANOBIS * _in_units(precision, steps)
+    return _in_units(form, steps)
+
+
+def _in_units(form: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
+    steps = np.clip(steps, -LIMIT, LIMIT)
+    square = np.einsum("ij,ij->i", steps @ form, steps)
+    return form / max(float(np.quantile(square, UNIT)), 1e-12)
+
+
+def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Score `(n,)` and contributions `(n, channels)` of a view's `cells` `(n, k)`; NaN cells do not count.
+
+    The score is the root of the quadratic form, in proportion to the cells that are observed; NaN where none is. A
+    channel's contribution is its part of the form (what would be missing without it, where that is positive).
+    """
+    seen = np.isfinite(cells)
+    steps = np.clip(np.nan_to_num(cells.astype(np.float64)), -LIMIT, LIMIT)
+    part = np.maximum((steps @ view.form) * steps, 0)
     count = seen.sum(axis=1)
-    total = np.where(seen, power, 0).sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        score = np.where(count > 0, (total / count) ** (1 / NORM), np.nan)
-        share = np.where(seen, np.where(total[:, None] > 0, power / total[:, None], 1 / count[:, None]), np.nan)
-    return score, share
+        whole = np.einsum("ij,ij->i", steps @ view.form, steps) * cells.shape[1] / count
+    folded = part.reshape(len(part), -1, view.channels).sum(axis=1)
+    real = seen.reshape(len(seen), -1, view.channels)[:, 0]
+    return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), shares(np.where(real, folded, np.nan))
+
+
+def shares(part: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`part` `(n, channels)` ≥ 0 over its sum by step, NaN where it is NaN; equal shares where all parts are 0."""
+    seen = np.isfinite(part)
+    count, total = seen.sum(axis=1, keepdims=True), np.nansum(part, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(seen, np.where(total > 0, part / total, 1 / count), np.nan)
+
+
+def most_surprised(
+    results: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of several scores and contributions, each step's largest score with its contributions."""
+    scores = np.stack([score for score, _ in results])
+    winner = np.argmax(np.nan_to_num(scores, nan=-1), axis=0)
+    contributions = np.stack([contribution for _, contribution in results])
+    at = np.arange(scores.shape[1])
+    return scores[winner, at], contributions[winner, at]
+
+
+def signals(
+    values: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    error: NDArray[np.float32],
+    amounts: Sequence[tuple[int, int, bool]],
+) -> NDArray[np.float64]:
+    """What events are judged by, `(n, channels + amounts)`: the higher, the more suspicious; NaN where not observed.
+
+    An amount and its ratio to history stand for themselves, every other channel for the size of its error. Behind them
+    each amount's log ratio to what was expected. `values` and `expected` `(n, channels)` are in the channels' own
+    units, `error` is standardised.
+    """
+    out = np.abs(error).astype(np.float64)
+    ratios = []
+    for amount, ratio, logged in amounts:
+        for channel in (amount, ratio):
+            out[:, channel] = np.where(np.isnan(error[:, channel]), np.nan, values[:, channel])
+        seen, wanted = (part[:, amount].astype(np.float64) for part in (values, expected))
+        off = seen - wanted if logged else np.log1p(np.maximum(seen, 0)) - np.log1p(np.maximum(wanted, 0))
+        ratios.append(np.where(np.isnan(error[:, amount]), np.nan, off))
+    return np.column_stack([out, *ratios])
+
+
+def surprise(signal: NDArray[np.float64], about: Signals) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Score `(n,)` and contributions `(n, channels)` of events by their `signal` `(n, channels + amounts)`.
+
+    The score is the largest of the channels' surprises, each the negative decimal logarithm of how often a normal event
+    has such a signal. An amount surprises by itself or by its two ratios together; what is no amount has half the
+    weight, and no more surprise than calibration can vouch for.
+    """
+    rare = np.column_stack([-np.log10(r.p_value(signal[:, c])) for c, r in enumerate(about.rarities)])
+    channels = signal.shape[1] - len(about.amounts)
+    known = np.array([np.log10(max(r.steps, 1)) + BEYOND for r in about.rarities[:channels]])
+    out = MINOR * np.minimum(rare[:, :channels], known)
+    for place, (amount, ratio, _) in enumerate(about.amounts):
+        both = np.nanmean(np.stack([rare[:, ratio], rare[:, channels + place]]), axis=0)
+        out[:, amount], out[:, ratio] = np.fmax(rare[:, amount], both), both
+    seen = np.isfinite(out).any(axis=1)
+    score = np.where(seen, np.max(np.nan_to_num(out, nan=-1), axis=1, initial=-1), np.nan)
+    return score, shares(out**4)

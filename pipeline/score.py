@@ -35,7 +35,7 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
-    from models.scaler import RobustScaler
+    from models.scores import View
 
 log = logging.getLogger("nightsift.score")
 
@@ -76,11 +76,13 @@ class Predicted:
     """What the network expects of the steps of a `Steps`; NaN where a step is neither target nor warm-up.
 
     targets: `(n,)` bool, the steps to score
-    expected: `(n, channels)` float32, scaled as the channels are after the scaler
+    scaled: `(n, channels)` float32, the channels after the scaler; NaN where not observed
+    expected: `(n, channels)` float32, scaled likewise
     error: `(n, channels)` float32, observed minus expected, NaN where not observed
     """
 
     targets: NDArray[np.bool_]
+    scaled: NDArray[np.float32]
     expected: NDArray[np.float32]
     error: NDArray[np.float32]
 
@@ -91,13 +93,11 @@ class Judged:
 
     score: `(n,)` float64; contribution: `(n, channels)` float64, shares that add up to 1
     expected: as `Predicted` has it
-    residual: `(n, channels)` float32, errors less their slow baseline, smoothed, before the last standardising
     """
 
     score: NDArray[np.float64]
     contribution: NDArray[np.float64]
     expected: NDArray[np.float32]
-    residual: NDArray[np.float32]
 
 
 def context_days(dataset: Dataset, day: date) -> list[date]:
@@ -259,33 +259,65 @@ def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Jud
 def predict(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Predicted:
     """What the network expects of the targets, and of what a sensor's smoothing and slow baseline settle on."""
     scaled = detector.scaler.transform(steps.values, steps.observed, detector.scaler.rows(steps.entity, steps.names))
-    length = WARM_UP * detector.config.steps * detector.config.rows if detector.tau else 0
+    length = WARM_UP * detector.config.steps * detector.config.rows if len(detector.usual) else 0
     expected = expected_values(detector, steps, scaled, warm_up(steps, targets, length))
-    return Predicted(targets, expected, np.where(steps.observed, scaled - expected, np.float32(np.nan)))
+    seen = np.where(steps.observed & np.isfinite(expected), scaled, np.float32(np.nan))
+    return Predicted(targets, seen, expected, seen - expected)
 
 
 def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
-    """Scores from reconstruction errors: less the slow baseline, smoothed, standardised, combined.
+    """Scores from reconstruction errors: of a sensor by the detector's views, of events by its signals."""
+    from models.scores import measure, most_surprised, surprise
 
-    A sensor that stands still for longer than is usual has the larger of its error and what `stuck` says.
+    if detector.views:
+        found = [measure(cells(detector, view, steps, predicted), view) for view in detector.views]
+        score, contribution = most_surprised(found)
+    else:
+        score, contribution = surprise(event_signals(detector, steps, predicted), detector.signals)
+    targets = predicted.targets
+    return Judged(
+        np.where(targets, score, np.nan), np.where(targets[:, None], contribution, np.nan), predicted.expected
+    )
+
+
+def cells(detector: "Detector", view: "View", steps: Steps, predicted: Predicted) -> NDArray[np.float32]:
+    """The cells `(n, k)` of a sensor in a view, less their slow baseline; NaN where not observed.
+
+    In the view without smoothing a channel that stands still for longer than is usual has what `stuck` says, where
+    that is the larger.
     """
-    from models.scores import combine, repeats, slow_baseline, smooth, stuck
+    from models.scores import repeats, slow_baseline, stuck
 
-    error = standardise(detector.error, steps, predicted.error)
-    residual = smooth(error - slow_baseline(error, steps.sequence, detector.tau), steps.sequence, detector.alpha)
-    residual = np.where(predicted.targets[:, None], residual, np.float32(np.nan))
-    standardised = standardise(detector.residual, steps, residual)
-    if len(detector.usual):
-        still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
-        standardised = np.where(still > np.abs(standardised), still, standardised)
-    score, contribution = combine(standardised)
-    return Judged(score, contribution, predicted.expected, residual)
+    out = level(view, steps, predicted)
+    out = out - slow_baseline(out, steps.sequence, view.tau)
+    if view.alpha < 1 or view.inputs:
+        return out
+    still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
+    return np.where(still > np.abs(out), still, out)
 
 
-def standardise(scaler: "RobustScaler", steps: Steps, values: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`values` `(n, channels)` less the centre and over the scale of each step's entity; NaN stays NaN."""
-    rows = scaler.rows(steps.entity, steps.names)
-    return ((values - scaler.center[rows]) / scaler.scale[rows]).astype(np.float32)
+def level(view: "View", steps: Steps, predicted: Predicted) -> NDArray[np.float32]:
+    """The errors, and where the view wants them the inputs, smoothed and standardised by entity; `(n, k)`."""
+    rows = view.scaler.rows(steps.entity, steps.names)
+    smoothed = smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs)
+    return ((smoothed - view.scaler.center[rows]) / view.scaler.scale[rows]).astype(np.float32)
+
+
+def smoothed_cells(alpha: float, steps: Steps, predicted: Predicted, *, inputs: bool) -> NDArray[np.float32]:
+    """The errors `(n, channels)`, with `inputs` the scaled inputs behind them, smoothed along each sequence."""
+    from models.scores import smooth
+
+    both = np.concatenate([predicted.error, predicted.scaled], axis=1) if inputs else predicted.error
+    return smooth(both, steps.sequence, alpha)
+
+
+def event_signals(detector: "Detector", steps: Steps, predicted: Predicted) -> NDArray[np.float64]:
+    """What the detector judges events by, `(n, channels + amounts)`, as `models.scores.signals` has it."""
+    from models.scores import signals
+
+    rows = detector.scaler.rows(steps.entity, steps.names)
+    expected = detector.scaler.inverse(predicted.expected, rows).astype(np.float32)
+    return signals(steps.values, expected, predicted.error, detector.signals.amounts)
 
 
 def warm_up(steps: Steps, targets: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
@@ -312,7 +344,7 @@ def expected_values(
     laid = lay(grid, scaled, steps.observed)
     out = np.full((len(grid), scaled.shape[1]), np.nan, np.float32)
     # A machine's windows are nearly all full; few more would be saved than every other shape costs to trace.
-    sized = [windows] if detector.tau else [part for _, part in by_size(windows)]
+    sized = [windows] if len(detector.usual) else [part for _, part in by_size(windows)]
     for whole in sized:
         for part in whole.batches(CHUNK):
             scatter(part.target_index, _expect_targets(detector, part, *tensors(part, laid)), out)
@@ -364,7 +396,7 @@ def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: 
     score = pl.Series("score", judged.score).fill_nan(None)
     columns = [
         score,
-        pl.Series("p_value", detector.threshold.p_value(judged.score)).fill_nan(None),
+        pl.Series("p_value", detector.threshold.rarity.p_value(judged.score)).fill_nan(None),
         pl.Series("threshold", np.full(len(score), detector.threshold.value)),
         (score > detector.threshold.value).fill_null(value=False).alias("is_anomaly"),
     ]

@@ -25,14 +25,27 @@ from pipeline.errors import GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
-from pipeline.score import SILENCE, Judged, judge, lay, predict, scan_clean, tensors, weigh
+from pipeline.score import (
+    SILENCE,
+    Judged,
+    Predicted,
+    cells,
+    event_signals,
+    judge,
+    lay,
+    predict,
+    scan_clean,
+    smoothed_cells,
+    tensors,
+    weigh,
+)
 from pipeline.sequences import Steps, Windows, build_steps, cut_windows, in_order, learn_encodings, make_grid
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
-    from models.scaler import RobustScaler
+    from models.scores import View
 
 log = logging.getLogger("nightsift.train")
 
@@ -40,12 +53,13 @@ MIN_STEPS = 64
 MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
-SMOOTHING = {"sensor": 0.3, "transaction": 1.0}  # weight of the newest error; an event stands for itself
-# Windows in which a sensor's slow baseline follows its errors; events have none.
-BASELINE = {"sensor": 8, "transaction": 0}
+# How a sensor is looked at: whether with its inputs, and the weight of the newest step in the smoothing.
+VIEWS = ((False, 1.0), (True, 0.1))
+BASELINE = 4  # windows in which a sensor's slow baseline follows
 # An event is predicted from those before it; a sensor also from the sensors beside it.
 GROUPS = {"sensor": 2, "transaction": 1}
 INJECTED = 200  # stretches of the holdout that are made abnormal, one at a time
+EVENT_TAIL = 0.01  # the share of the calibration's events that the tails of signals are fitted to
 TOLERANCE = 0.25  # how much less of the injected anomalies a challenger may find than the champion
 Progress = Callable[[str], None]
 
@@ -168,6 +182,7 @@ def learn(
     from models.autoencoder import AutoencoderConfig, build_autoencoder
     from models.detector import Detector
     from models.scaler import RobustScaler
+    from models.scores import Signals
     from models.threshold import Threshold
 
     clean = in_order(clean, dataset)
@@ -186,7 +201,6 @@ def learn(
         kernel=model.kernel,
         latent=model.latent,
     )
-    blank = RobustScaler({}, np.zeros((1, config.channels)), np.ones((1, config.channels)))
     detector = Detector(
         config=config,
         model=build_autoencoder(config, seed=model.seed),
@@ -194,11 +208,9 @@ def learn(
         channels=tuple(dataset.channels),
         encodings=encodings,
         scaler=scaler,
-        error=blank,
-        residual=blank,
+        views=(),
+        signals=Signals(amounts(dataset), ()),
         usual=_usual_runs(dataset, steps, np.isin(part, (FIT, STOP))),
-        tau=BASELINE[dataset.kind] * dataset.window_length,
-        alpha=SMOOTHING[dataset.kind],
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
         threshold=Threshold.blank(dataset.threshold.false_alarms),
     )
@@ -272,7 +284,12 @@ def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
 def _calibrate(
     detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress
 ) -> tuple["Detector", NDArray[np.float64]]:
-    """The detector with the scales of its errors and the threshold from the calibration part, and the scores there."""
+    """The detector with views or signals and the threshold from the calibration part, and the scores there.
+
+    The threshold stands on scores of steps that the views or signals were not learned from: each entity's earlier half
+    by what its later half teaches, and the other way round (cross-fitting, as Chernozhukov and others 2018). Scores of
+    the steps that they were learned from are too low, the more so the less there are.
+    """
     from models.threshold import calibrate
 
     targets = part == CALIBRATION
@@ -281,20 +298,43 @@ def _calibrate(
         raise GateRefusedError(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
-    detector = replace(detector, error=_learn_scale(predicted.error, steps, targets, dataset))
-    detector = replace(
-        detector, residual=_learn_scale(weigh(detector, steps, predicted).residual, steps, targets, dataset)
-    )
-    judged = weigh(detector, steps, predicted)
+    later = _later_half(steps, targets)
+    score = np.full(len(targets), np.nan)
+    for learned, scored in ((targets & later, targets & ~later), (targets & ~later, targets & later)):
+        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned))
+        score[scored] = weigh(other, steps, predicted).score[scored]
+    detector = _learn_to_judge(detector, dataset, steps, predicted)
     chosen = np.flatnonzero(targets)
     threshold = calibrate(
-        judged.score[chosen], steps.entity[chosen], steps.time[chosen],
+        score[chosen], steps.entity[chosen], steps.time[chosen],
         merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
         entity_days=covered(steps, targets, dataset),
     )  # fmt: skip
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
-    return replace(detector, threshold=threshold), judged.score
+    if threshold.aimed > threshold.budget:
+        say(f"so little time can vouch for {threshold.aimed:.2g} at best: train on a longer stretch, or raise "
+            "threshold.false_alarms")  # fmt: skip
+    return replace(detector, threshold=threshold), score
+
+
+def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`(n,)` bool: the target steps of the later half of each entity's."""
+    number = np.cumsum(targets)
+    before = np.r_[0, number][np.searchsorted(steps.entity, steps.entity)]
+    count = np.bincount(steps.entity, weights=targets)[steps.entity]
+    return targets & (number - before > count / 2)
+
+
+def _learn_to_judge(detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted) -> "Detector":
+    """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals."""
+    from models.threshold import Rarity
+
+    if dataset.kind == "sensor":
+        return replace(detector, views=_learn_views(detector, dataset, steps, predicted))
+    signals = event_signals(detector, steps, predicted)[predicted.targets]
+    rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals.T)
+    return replace(detector, signals=replace(detector.signals, rarities=rarities))
 
 
 def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -310,20 +350,28 @@ def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> N
     return np.maximum(seen.max(axis=0, initial=0), dataset.window.rows)
 
 
-def _learn_scale(
-    values: NDArray[np.float32], steps: Steps, targets: NDArray[np.bool_], dataset: Dataset
-) -> "RobustScaler":
-    """Centre and scale of the finite `values` `(n, channels)` of the target steps.
-
-    By entity for sensors, which have thousands of steps. A card has a dozen: scales of its own, learned where the
-    threshold is calibrated too, would make its rare events look common just there, and the threshold too low.
-    """
+def _learn_views(detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted) -> tuple["View", ...]:
+    """The views of a sensor, learned on the target steps: first the scale of each cell, then the quadratic form."""
     from models.scaler import RobustScaler
+    from models.scores import View, quadratic_form
 
-    part, entity, names = values[targets], steps.entity[targets], steps.names
-    if dataset.kind == "transaction":
-        entity, names = np.zeros_like(entity), [""]
-    return RobustScaler.learn(np.nan_to_num(part), np.isfinite(part), entity, names)
+    views, targets = [], predicted.targets
+    for inputs, alpha in VIEWS:
+        smoothed = smoothed_cells(alpha, steps, predicted, inputs=inputs)[targets]
+        scaler = RobustScaler.learn(np.nan_to_num(smoothed), np.isfinite(smoothed), steps.entity[targets], steps.names)
+        view = View(inputs, alpha, BASELINE * dataset.window_length, scaler, np.eye(smoothed.shape[1]))
+        views.append(replace(view, form=quadratic_form(cells(detector, view, steps, predicted)[targets])))
+    return tuple(views)
+
+
+def amounts(dataset: Dataset) -> tuple[tuple[int, int, bool], ...]:
+    """For each feature with a ratio to history: its channel, the channel of the ratio, whether it is a logarithm."""
+    ratios = {feature.of: feature.name for feature in dataset.sequence_features if feature.kind == "ratio_to_history"}
+    return tuple(
+        (place, dataset.channels.index(ratios[feature.name]), feature.log)
+        for place, feature in enumerate(dataset.features)
+        if feature.name in ratios
+    )
 
 
 def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
@@ -462,7 +510,8 @@ def _compare(
 def _weights_digest(detector: "Detector") -> str:
     """16 hex digits of what the detector has learned."""
     state = hashlib.sha256()
-    threshold = np.array([detector.threshold.value, *detector.threshold.quantiles])
-    for array in (*detector.model.get_weights(), detector.scaler.center, detector.residual.scale, threshold):
+    threshold = np.array([detector.threshold.value, *detector.threshold.rarity.quantiles])
+    forms = (view.form for view in detector.views)
+    for array in (*detector.model.get_weights(), detector.scaler.center, *forms, threshold):
         state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()[:16]

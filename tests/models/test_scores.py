@@ -4,25 +4,114 @@ import numpy as np
 import pytest
 
 from models.injections import INJECTIONS
-from models.scores import combine, repeats, slow_baseline, smooth, stuck
+from models.scaler import RobustScaler
+from models.scores import (
+    Signals,
+    View,
+    measure,
+    most_surprised,
+    quadratic_form,
+    repeats,
+    signals,
+    slow_baseline,
+    smooth,
+    stuck,
+    surprise,
+)
+from models.threshold import Rarity
+
+
+def view(cells: np.ndarray, *, inputs: bool = False) -> View:
+    """A view that was learned from such cells."""
+    scaler = RobustScaler({}, np.zeros((1, cells.shape[1])), np.ones((1, cells.shape[1])))
+    return View(inputs, 1.0, 0.0, scaler, quadratic_form(cells))
 
 
 def test_contributions_add_up_and_missing_cells_do_not_count():
     """Shares sum to one over the observed channels; a step with nothing observed has no score."""
-    score, share = combine(np.array([[1.0, 2.0, np.nan], [0.0, 0.0, 0.0], [np.nan] * 3]))
-    assert score[0] == pytest.approx(((1 + 16) / 2) ** 0.25)
-    assert share[0, :2] == pytest.approx([1 / 17, 16 / 17])
+    normal = np.random.default_rng(0).normal(size=(5000, 3))
+    score, share = measure(np.array([[1.0, 4.0, np.nan], [0.0, 0.0, 0.0], [np.nan] * 3]), view(normal))
+    assert np.nansum(share[0]) == pytest.approx(1)
+    assert share[0, 1] > 0.9
     assert np.isnan(share[0, 2])
     assert score[1] == 0
-    assert share[1].sum() == pytest.approx(1)
+    assert share[1] == pytest.approx(1 / 3)
     assert np.isnan(score[2])
+    same = measure(np.array([[2.0, 2.0, 2.0], [2.0, 2.0, np.nan]]), view(normal))[0]
+    assert same[1] == pytest.approx(same[0], rel=0.05)
 
 
-def test_one_loud_channel_among_many_is_heard():
-    """One channel at 8 among forty quiet ones scores higher than all of them at 2."""
-    loud = np.zeros((1, 40))
-    loud[0, 3] = 8
-    assert combine(loud)[0][0] > combine(np.full((1, 40), 2.0))[0][0]
+def test_a_view_hears_what_is_loud_and_what_breaks_a_relation():
+    """One step in a hundred normal ones scores above 1; two channels that go apart score as a loud one does."""
+    rng = np.random.default_rng(1)
+    common = rng.normal(size=(20_000, 1))
+    normal = np.concatenate([common + 0.1 * rng.normal(size=(20_000, 2)), rng.normal(size=(20_000, 8))], axis=1)
+    learned = view(normal[:10_000])
+    assert np.mean(measure(normal[10_000:], learned)[0] > 1) == pytest.approx(0.01, abs=0.004)
+    step = np.zeros((3, 10))
+    step[0, :2], step[1, :2], step[2, 5] = (2, 2), (2, -2), 8
+    together, apart, loud = measure(step, learned)[0]
+    assert together < 1 < apart / 1.1
+    assert loud > 1
+    assert measure(step, learned)[1].argmax(axis=1)[2] == 5
+
+
+def test_inputs_and_errors_of_a_channel_contribute_together():
+    """In a view with inputs the cells are errors, then inputs; a channel has what both of its cells contribute."""
+    normal = np.random.default_rng(2).normal(size=(5000, 6))
+    _, share = measure(np.array([[0, 0, 5.0, 0, 0, 0], [0, 0, 0, 0, 0, 5.0], [5.0, 0, 0, 5.0, 0, 0]]),
+                       view(normal, inputs=True))  # fmt: skip
+    assert share.shape == (3, 3)
+    assert share.argmax(axis=1).tolist() == [2, 2, 0]
+    assert share.sum(axis=1) == pytest.approx(1)
+
+
+def test_the_more_surprised_view_decides():
+    """Its contributions come with its score; a view that saw nothing does not count."""
+    score, share = most_surprised([
+        (np.array([1.0, 3.0, np.nan, np.nan]), np.array([[1, 0], [1, 0], [1, 0], [np.nan] * 2])),
+        (np.array([2.0, 1.0, 0.5, np.nan]), np.array([[0, 1], [0, 1], [0, 1], [np.nan] * 2])),
+    ])  # fmt: skip
+    np.testing.assert_array_equal(score, [2.0, 3.0, 0.5, np.nan])
+    np.testing.assert_array_equal(share[:3], [[0, 1], [1, 0], [0, 1]])
+
+
+AMOUNTS = ((0, 2, False),)  # amount, shop, ratio
+
+
+def judged(values: list[list[float]], expected: list[list[float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Score and contributions of events with the channels amount, shop and ratio to history, and 20,000 normal ones."""
+    rng = np.random.default_rng(3)
+    normal = np.stack([rng.gamma(4, 10, 20_000), rng.normal(3, 1, 20_000), rng.normal(0, 0.5, 20_000)], axis=1)
+    usual = np.tile([40.0, 3.0, 0.0], (20_000, 1))
+    learned = signals(*(part.astype(np.float32) for part in (normal, usual, normal - usual)), AMOUNTS)
+    about = Signals(AMOUNTS, tuple(Rarity.learn(one, 0.01) for one in learned.T))
+    seen, wanted = np.array(values, np.float32), np.array(expected, np.float32)
+    return surprise(signals(seen, wanted, seen - wanted, AMOUNTS), about)
+
+
+def test_events_are_judged_by_how_rare_they_are():
+    """A large amount surprises, by itself or against history and expectation; a small one does not."""
+    expected = [[40, 3, 0]] * 6
+    score, share = judged(
+        [[40, 3, 0], [400, 3, 2.3], [1, 3, -2], [40, 9, 0], [np.nan, 3, np.nan], [np.nan] * 3], expected
+    )
+    usual, large, small, odd, no_amount, nothing = score
+    assert usual < 1
+    assert large > 4
+    assert share[1].argmax() == 0
+    assert small < 1
+    assert large > odd > 1
+    assert share[3].argmax() == 1
+    assert no_amount < 1
+    assert np.isnan(share[4, 0])
+    assert np.isnan(nothing)
+
+
+def test_what_is_no_amount_surprises_no_more_than_calibration_can_vouch_for():
+    """Half the weight, and at most two decades beyond the events that were seen."""
+    score, _ = judged([[40, 1e3, 0], [40, 1e6, 0]], [[40, 3, 0]] * 2)
+    assert score[0] == score[1] == pytest.approx((np.log10(20_000) + 2) / 2)
 
 
 def test_smoothing_uses_the_past_of_its_own_sequence_only():
@@ -50,13 +139,14 @@ def test_injections_change_one_channel_and_leave_the_original(kind):
 
 
 def test_slow_baseline_takes_a_drift_along_and_a_fault_hardly():
-    """A large step moves it by one deviation in tau steps at most, and only from the past of its own sequence."""
+    """The larger a fault, the less it moves it; only from the past of its own sequence."""
     error = np.zeros((400, 1), np.float32)
     error[100:200] = 30.0
     sequence = np.repeat([0, 1], 200)
     baseline = slow_baseline(error, sequence, tau=100)
     assert (baseline[:101] == 0).all()
-    assert baseline[199, 0] == pytest.approx(0.99, abs=0.02)
+    assert baseline[199, 0] == pytest.approx(0.13, abs=0.02)
+    assert slow_baseline(error / 10, sequence, tau=100)[199, 0] > 0.9
     assert (baseline[200:] == 0).all()
     drift = np.linspace(0, 2, 2000, dtype=np.float32)[:, None]
     assert abs(drift[-1] - slow_baseline(drift, np.zeros(2000, int), tau=100)[-1]) < 0.15
@@ -76,7 +166,7 @@ def test_slow_baseline_of_sequences_of_different_length_is_that_of_each_alone():
     expected, now = [], 0.0
     for value in error[:5, 0]:
         expected.append(now)
-        now += 0.0 if np.isnan(value) else float(np.clip(value - now, -1, 1)) / 7
+        now += 0.0 if np.isnan(value) else float((value - now) / (1 + ((value - now) / 2) ** 2)) / 7
     np.testing.assert_allclose(whole[:5, 0], expected, atol=1e-6)
     assert (slow_baseline(error, sequence, tau=0) == 0).all()
 

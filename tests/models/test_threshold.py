@@ -36,11 +36,11 @@ def test_p_values_are_the_share_of_normal_steps_that_score_as_high():
     threshold = calibrate(score, run, time, merge=MERGE, budget=0.2, entity_days=days)
     fresh, *_ = normal_scores(100, 5040, seed=2)
     for level in (0.5, 1.0, 2.0, 3.0):
-        assert threshold.p_value(np.array([level]))[0] == pytest.approx(np.mean(fresh >= level), rel=0.25)
-    p = threshold.p_value(np.array([0.0, 1.0, 2.0, 4.0, 5.0, 50.0]))
+        assert threshold.rarity.p_value(np.array([level]))[0] == pytest.approx(np.mean(fresh >= level), rel=0.25)
+    p = threshold.rarity.p_value(np.array([0.0, 1.0, 2.0, 4.0, 5.0, 50.0]))
     assert (np.diff(p) <= 0).all()
     assert p[-1] > 0
-    assert np.isnan(threshold.p_value(np.array([np.nan]))[0])
+    assert np.isnan(threshold.rarity.p_value(np.array([np.nan]))[0])
 
 
 def test_peaks_merge_within_an_entity_only():
