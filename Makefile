@@ -13,7 +13,7 @@ TORCH_CPU := torch==2.13.0+cpu --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb84
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve test lint format lock bench bench-model bench-sequences clean
+.PHONY: help setup demo serve test lint format lock bench bench-accuracy bench-model bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -64,6 +64,10 @@ bench: $(READY)  ## Run every benchmark and write its figures to var/bench
 	@mkdir -p var/bench
 	@for name in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json var/bench/$$name.json; done
+
+bench-accuracy: $(READY)  ## Measure accuracy on real labelled data beside one-line baselines (25 minutes)
+	@mkdir -p var/bench
+	@$(BIN)/python -m benchmarks.accuracy --json var/bench/accuracy.json
 
 bench-model: $(READY)  ## Measure the masked layer beside stock Keras (40 minutes)
 	@mkdir -p var/bench

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
@@ -17,14 +17,20 @@ SHARED = ROOT.parent / "shared"
 Result = dict[str, Any]
 
 
-def main(about: str, measure: Callable[[bool, Path], Result]) -> None:
-    """Run `measure(quick, scratch folder)`, print its figures, and write them to the file of `--json`."""
+def main(about: str, measure: Callable[..., Result], sets: Sequence[str] = ()) -> None:
+    """Run `measure(quick, scratch folder)`, print its figures, and write them to the file of `--json`.
+
+    With `sets` there is an option `--sets`, and `measure` is given the chosen ones too.
+    """
     options = argparse.ArgumentParser(description=about)
     options.add_argument("--quick", action="store_true", help="a smaller measurement, to see that it works")
     options.add_argument("--json", type=Path, help="write the figures to this file")
+    if sets:
+        options.add_argument("--sets", nargs="+", choices=sets, default=sets, help="measure these only")
     given = options.parse_args()
+    chosen = [given.sets] if sets else []
     with TemporaryDirectory(prefix="nightsift-bench-") as scratch:
-        result = measure(given.quick, Path(scratch))
+        result = measure(given.quick, Path(scratch), *chosen)
     print(json.dumps(result, indent=1, default=float))
     if given.json:
         given.json.parent.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,7 @@ class Detector:
                 for view in self.views
             ],
             "amounts": [list(amount) for amount in self.signals.amounts],
+            "minor": list(self.signals.minor),
             "threshold": {name: getattr(self.threshold, name) for name in THRESHOLD},
             "rarities": [{"tail": asdict(rarity.tail), "steps": rarity.steps} for rarity in self._rarities],
         }
@@ -109,7 +110,9 @@ class Detector:
                     View(**{**view, "scaler": scalers[n]}, form=arrays[f"{n}_form"])
                     for n, view in enumerate(facts["views"])
                 ),
-                signals=Signals(tuple((a, r, logged) for a, r, logged in facts["amounts"]), tuple(rarities)),
+                signals=Signals(
+                    tuple((a, r, logged) for a, r, logged in facts["amounts"]), tuple(facts["minor"]), tuple(rarities)
+                ),
                 usual=arrays["usual"],
                 groups=facts["groups"],
                 threshold=Threshold(**facts["threshold"], rarity=rarity),

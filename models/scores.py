@@ -5,8 +5,8 @@ sudden, and errors and inputs smoothed over some ten steps, for what is small an
 a quadratic form, half the mean square of its cells and half their Mahalanobis distance, so that a loud channel and a
 broken relation between quiet ones both show.
 
-An event is judged by how rare it is: its amount, its amount against history and expectation, and, with half the
-weight, the errors of its other channels.
+An event is judged by how rare it is: its amount, its amount against history and expectation, the errors of what else
+was measured, and, with less weight, those of categories and of habits such as the time since the last event.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SHRINK = 0.1  # of the covariance, towards its diagonal (Ledoit and Wolf 2004)
 MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square
 UNIT = 0.99  # the quantile of normal scores that is a view's 1
 INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
-MINOR = 0.5  # weight of the rarity of what is no amount
+MINOR = 0.4  # weight of a minor channel
 BEYOND = 2.0  # decades beyond what calibration has seen, up to which it can tell how rare something is
 
 
@@ -58,10 +58,12 @@ class Signals:
 
     amounts: for each amount the numbers of its channel and of the channel with its ratio to history, and whether the
         channel holds its logarithm already
+    minor: the numbers of the channels that have less weight
     rarities: of each channel's signal, and behind them of each amount's ratio to what was expected, as `signals` has it
     """
 
     amounts: tuple[tuple[int, int, bool], ...]
+    minor: tuple[int, ...]
     rarities: tuple[Rarity, ...]
 
 
@@ -214,17 +216,22 @@ def signals(
 def surprise(signal: NDArray[np.float64], about: Signals) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score `(n,)` and contributions `(n, channels)` of events by their `signal` `(n, channels + amounts)`.
 
-    The score is the largest of the channels' surprises, each the negative decimal logarithm of how often a normal event
-    has such a signal. An amount surprises by itself or by its two ratios together; what is no amount has half the
-    weight, and no more surprise than calibration can vouch for.
+    The score is the root of the sum of the channels' squared surprises, each the negative decimal logarithm of how
+    often a normal event has such a signal. An amount surprises by itself or by its two ratios together, whichever is
+    more; a minor channel has less weight, and no more surprise than calibration can vouch for.
     """
     rare = np.column_stack([-np.log10(r.p_value(signal[:, c])) for c, r in enumerate(about.rarities)])
     channels = signal.shape[1] - len(about.amounts)
-    known = np.array([np.log10(max(r.steps, 1)) + BEYOND for r in about.rarities[:channels]])
-    out = MINOR * np.minimum(rare[:, :channels], known)
+    part, minor = rare[:, :channels] ** 2, list(about.minor)
+    known = np.array([np.log10(max(about.rarities[channel].steps, 1)) + BEYOND for channel in minor])
+    part[:, minor] = (MINOR * np.minimum(rare[:, minor], known)) ** 2
     for place, (amount, ratio, _) in enumerate(about.amounts):
-        both = np.nanmean(np.stack([rare[:, ratio], rare[:, channels + place]]), axis=0)
-        out[:, amount], out[:, ratio] = np.fmax(rare[:, amount], both), both
-    seen = np.isfinite(out).any(axis=1)
-    score = np.where(seen, np.max(np.nan_to_num(out, nan=-1), axis=1, initial=-1), np.nan)
-    return score, shares(out**4)
+        pair = np.stack([rare[:, ratio], rare[:, channels + place]])
+        count = np.isfinite(pair).sum(axis=0)
+        both = np.where(count > 0, np.nansum(pair, axis=0) / np.maximum(count, 1), np.nan)
+        half = np.where(both > rare[:, amount], both**2 / 2, np.nan)  # for each of the two that tell it
+        part[:, amount] = np.where(np.isnan(half), rare[:, amount] ** 2, half)
+        part[:, ratio] = np.where(np.isnan(part[:, ratio]), np.nan, np.nan_to_num(half))
+        part[:, amount] += np.where(np.isnan(part[:, ratio]), np.nan_to_num(half), 0)
+    seen = np.isfinite(part).any(axis=1)
+    return np.where(seen, np.sqrt(np.nansum(part, axis=1)), np.nan), shares(part)

@@ -209,7 +209,7 @@ def learn(
         encodings=encodings,
         scaler=scaler,
         views=(),
-        signals=Signals(amounts(dataset), ()),
+        signals=Signals(amounts(dataset), minor(dataset), ()),
         usual=_usual_runs(dataset, steps, np.isin(part, (FIT, STOP))),
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
         threshold=Threshold.blank(dataset.threshold.false_alarms),
@@ -372,6 +372,13 @@ def amounts(dataset: Dataset) -> tuple[tuple[int, int, bool], ...]:
         for place, feature in enumerate(dataset.features)
         if feature.name in ratios
     )
+
+
+def minor(dataset: Dataset) -> tuple[int, ...]:
+    """The channels that are no measured number: categories, and sequence features but for ratios to history."""
+    measured = {feature.name for feature in dataset.features if feature.type == "numeric"}
+    ratios = {feature.name for feature in dataset.sequence_features if feature.kind == "ratio_to_history"}
+    return tuple(n for n, channel in enumerate(dataset.channels) if channel not in measured | ratios)
 
 
 def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:

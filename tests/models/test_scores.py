@@ -85,7 +85,7 @@ def judged(values: list[list[float]], expected: list[list[float]]) -> tuple[np.n
     normal = np.stack([rng.gamma(4, 10, 20_000), rng.normal(3, 1, 20_000), rng.normal(0, 0.5, 20_000)], axis=1)
     usual = np.tile([40.0, 3.0, 0.0], (20_000, 1))
     learned = signals(*(part.astype(np.float32) for part in (normal, usual, normal - usual)), AMOUNTS)
-    about = Signals(AMOUNTS, tuple(Rarity.learn(one, 0.01) for one in learned.T))
+    about = Signals(AMOUNTS, (1,), tuple(Rarity.learn(one, 0.01) for one in learned.T))
     seen, wanted = np.array(values, np.float32), np.array(expected, np.float32)
     return surprise(signals(seen, wanted, seen - wanted, AMOUNTS), about)
 
@@ -108,10 +108,10 @@ def test_events_are_judged_by_how_rare_they_are():
     assert np.isnan(nothing)
 
 
-def test_what_is_no_amount_surprises_no_more_than_calibration_can_vouch_for():
-    """Half the weight, and at most two decades beyond the events that were seen."""
+def test_a_minor_channel_surprises_no_more_than_calibration_can_vouch_for():
+    """Less weight, and at most two decades beyond the events that were seen."""
     score, _ = judged([[40, 1e3, 0], [40, 1e6, 0]], [[40, 3, 0]] * 2)
-    assert score[0] == score[1] == pytest.approx((np.log10(20_000) + 2) / 2)
+    assert score[0] == score[1] == pytest.approx(0.4 * (np.log10(20_000) + 2), rel=0.02)
 
 
 def test_smoothing_uses_the_past_of_its_own_sequence_only():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import polars as pl
 
-from benchmarks._common import Result, main, metrics, nightsift, real_data
+from benchmarks._common import Result, metrics, nightsift, real_data
 
 TRAIN_FROM, FIRST_NIGHT, WEEKS = date(2018, 5, 16), date(2018, 6, 20), 4
 CHOSEN = ("auc_roc", "average_precision", "ap_scenarios13", "card_precision@100", "rows", "frauds", "missing")
@@ -56,7 +56,3 @@ def ratio(data: pl.DataFrame) -> pl.DataFrame:
         pl.col("mean").fill_null(known["amount"].mean())
     )
     return joined.select("tx_id", score=pl.col("amount") / pl.col("mean"))
-
-
-if __name__ == "__main__":
-    main(__doc__ or "", measure)

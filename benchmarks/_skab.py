@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from benchmarks._common import Result, main, metrics, nightsift, real_data
+from benchmarks._common import Result, metrics, nightsift, real_data
 
 NORMAL, NORMAL_ROWS = "anomaly-free", 1500
 CHOSEN = ("f1", "far", "mar", "auc_pr_mean_entity", "event_recall", "false_alarms_per_entity_day", "rows", "missing")
@@ -70,7 +70,3 @@ def mewma(train: pl.DataFrame, data: pl.DataFrame, weight: float = 0.3) -> pl.Da
         frames.append(rows.select("entity", "timestamp").with_columns(
             pl.Series("score", score), pl.Series("is_anomaly_pred", alarm)))  # fmt: skip
     return pl.concat(frames)
-
-
-if __name__ == "__main__":
-    main(__doc__ or "", measure)
