@@ -136,13 +136,15 @@ def quadratic_form(cells: NDArray[np.floating]) -> NDArray[np.float64]:
     """The form `(k, k)` of a view, learned from the `cells` `(n, k)` of normal steps; NaN counts as 0.
 
     The mean square, and with half the weight the Mahalanobis distance under a covariance shrunk to its diagonal, each
-    in the unit that 1 % of the steps exceed.
+    in the unit that 1 % of the steps exceed; the mean square alone where there are no steps.
     """
     steps: NDArray[np.float64] = np.nan_to_num(cells.astype(np.float64))
     typical, width = np.clip(steps, -TYPICAL, TYPICAL), steps.shape[1]
     covariance = np.atleast_2d(np.cov(typical.T)) if len(steps) > 1 else np.eye(width)
     diagonal = np.diag(np.maximum(np.diag(covariance), 1e-3))
     even: NDArray[np.float64] = np.eye(width)
+    if len(steps) == 0:
+        return even / width
     precision = np.linalg.inv((1 - SHRINK) * covariance + SHRINK * diagonal + 1e-6 * even).astype(np.float64)
     form: NDArray[np.float64] = _in_units(even, steps) + MAHALANOBIS * _in_units(precision, steps)
     return _in_units(form, steps)

@@ -97,10 +97,16 @@ class Learned:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A detector on the holdout: false incidents per entity and day, and the share of injections found, by kind."""
+    """A detector on the holdout.
+
+    realised: false incidents per entity and day
+    recall: the share of injected anomalies found, by kind
+    explained: of those found, the share in which the channel that was disturbed contributes most at the peak
+    """
 
     realised: float
     recall: Mapping[str, float]
+    explained: float
     entity_days: float
 
     @property
@@ -401,13 +407,13 @@ def evaluate(
     alarms = cluster_peaks(
         judged.score[chosen], steps.entity[chosen], steps.time[chosen], detector.threshold.value, merge
     )
-    return Evaluation(len(alarms) / days, _find_injected(detector, dataset, steps, targets), days), judged
+    return Evaluation(len(alarms) / days, *_find_injected(detector, dataset, steps, targets), days), judged
 
 
 def _find_injected(
     detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]
-) -> dict[str, float]:
-    """The share of injected anomalies that is found, by kind; the kinds take turns over the stretches."""
+) -> tuple[dict[str, float], float]:
+    """What `Evaluation` holds as recall and explained; the kinds of injection take turns over the stretches."""
     from models.injections import INJECTIONS
 
     rng = np.random.default_rng(dataset.model.seed)
@@ -417,9 +423,20 @@ def _find_injected(
     for n, stretch in enumerate(stretches):
         inject = INJECTIONS[kinds[n % len(kinds)]]
         values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
-    score = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets).score
-    hit = [np.nanmax(score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
-    return {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
+    judged = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets)
+    hit = [np.nanmax(judged.score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
+    right = [
+        _first_driver(judged, stretch) == np.argmax(np.abs(values[stretch] - steps.values[stretch]).max(axis=0))
+        for stretch, found in zip(stretches, hit, strict=True)
+        if found
+    ]
+    recall = {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
+    return recall, float(np.mean(right)) if right else float("nan")
+
+
+def _first_driver(judged: Judged, stretch: NDArray[np.int64]) -> int:
+    """The channel that contributes most where the stretch scores highest."""
+    return int(np.nanargmax(judged.contribution[stretch[np.nanargmax(judged.score[stretch])]]))
 
 
 def _stretches(
@@ -470,8 +487,9 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
     threshold = detector.threshold
     mlflow.log_metrics({
         "threshold": threshold.value, "false_alarms_promised": threshold.budget,
+        "false_alarms_aimed": threshold.aimed,
         "false_alarms_on_calibration": threshold.expected, "false_alarms_on_holdout": evaluation.realised,
-        "holdout_entity_days": evaluation.entity_days,
+        "holdout_entity_days": evaluation.entity_days, "injected_explained": evaluation.explained,
         **{f"injected_recall.{kind}": value for kind, value in evaluation.recall.items()},
     })  # fmt: skip
     tracking.log_figure(figures.calibration(learned.calibrated, judged.score, threshold), "calibration")

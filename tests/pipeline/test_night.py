@@ -294,6 +294,21 @@ def test_more_rows_than_are_learned_from_leave_whole_entities_out(fresh, monkeyp
     assert scored["score"].null_count() == 0
 
 
+def test_a_fleet_of_machines_with_three_readings_each_is_trained_on_and_scored(make_workspace):
+    """So little of each machine that no half of its calibration has a step is no crash; what it is worth is said."""
+    ws = make_workspace()
+    for day in range(2):
+        rows = sensor_day(day, machines=40)
+        deliver(ws, rows.group_by("machine", maintain_order=True).head(3), f"day-{day}")
+    said: list[str] = []
+    day = START.date() + timedelta(days=1)
+    train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(day)[0], said.append)
+    assert any("so little time can vouch for" in line for line in said)
+    (scored,) = score_days(ws, [day])
+    assert scored.steps == 120
+    assert tables(ws, "scores")["scores"]["score"].null_count() == 0
+
+
 def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     """A machine with one reading, a constant feature and one that is never observed do not stop a night.
 
