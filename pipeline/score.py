@@ -171,10 +171,16 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
 
 @lru_cache(maxsize=2)
 def load_detector(folder: Path) -> "Detector":
-    """The detector in `folder`; loaded (and its network compiled) once for many nights in one process."""
+    """The detector in `folder`; loaded (and its network compiled) once for many nights in one process.
+
+    Raises `ConfigError` where an earlier version wrote it.
+    """
     from models.detector import Detector
 
-    return Detector.load(folder)
+    try:
+        return Detector.load(folder)
+    except ValueError as error:
+        raise ConfigError(f"{error}; train a new one with nightsift train") from error
 
 
 def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.LazyFrame:

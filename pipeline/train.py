@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import figures, tracking
 from pipeline.config import Dataset
-from pipeline.errors import GateRefusedError
+from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.review import confirmed
@@ -33,6 +33,7 @@ from pipeline.score import (
     event_signals,
     judge,
     lay,
+    load_detector,
     predict,
     scan_clean,
     smoothed_cells,
@@ -515,11 +516,12 @@ def _compare(
     ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, steps: Steps, part: NDArray[np.int64]
 ) -> tuple[bool, str]:
     """Whether the challenger becomes champion, and why: it must not find clearly less on the same holdout."""
-    from models.detector import Detector
-
     if incumbent is None:
         return True, "promoted: the first detector"
-    champion = Detector.load(incumbent.folder)
+    try:
+        champion = load_detector(incumbent.folder)
+    except ConfigError as error:
+        return True, f"promoted: {error}"
     if champion.channels != tuple(ws.dataset.channels):
         return True, f"promoted: champion {incumbent.label} knows other features"
     other, _ = evaluate(champion, ws.dataset, steps, part)

@@ -1,5 +1,6 @@
 """A night run twice, by two processes at once, in another order, or after a kill gives the same tables."""
 
+import json
 import os
 import random
 import re
@@ -19,8 +20,8 @@ from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import read_incidents
 from pipeline.night import backfill, missing_days, run_night, score_days
 from pipeline.review import record
-from pipeline.score import stale_days
-from pipeline.tracking import promote
+from pipeline.score import load_detector, stale_days
+from pipeline.tracking import champion, promote
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, tables
@@ -265,6 +266,19 @@ def test_scores_are_exported_half_open_and_errors_end_in_their_exit_codes(fresh,
     said = capsys.readouterr().err
     assert "day-99.parquet" in said
     assert "Traceback" not in said
+
+
+def test_a_detector_of_an_earlier_version_is_told_and_replaced(fresh):
+    """Scoring with it says what to do in a sentence, and the next training takes its place."""
+    folder = champion(fresh).folder
+    facts = json.loads((folder / "detector.json").read_text())
+    (folder / "detector.json").write_text(json.dumps(facts | {"format": 1}))
+    load_detector.cache_clear()
+    with pytest.raises(ConfigError, match="train a new one"):
+        score_days(fresh, [FIRST])
+    start, end = fresh.dataset.day_bounds(START.date())[0], fresh.dataset.day_bounds(FIRST)[0]
+    assert "train a new one" in train(fresh, start, end).reason
+    score_days(fresh, [FIRST])
 
 
 def test_training_on_nothing_is_refused_in_a_sentence(fresh):
