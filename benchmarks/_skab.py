@@ -9,10 +9,10 @@ from and its threshold at 4/3 of the 0.999 quantile.
 from datetime import date
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from benchmarks._common import Result, metrics, nightsift, real_data
+from benchmarks._rivals import mewma
 
 NORMAL, NORMAL_ROWS = "anomaly-free", 1500
 CHOSEN = ("f1", "far", "mar", "auc_pr_mean_entity", "event_recall", "false_alarms_per_entity_day", "rows", "missing")
@@ -54,19 +54,3 @@ def judge(scores: pl.DataFrame, labels: pl.DataFrame, test: pl.DataFrame) -> Res
     return {name: result[name] for name in CHOSEN} | {
         "anomaly_free_rows_in_alarm_percent": 100 * float(quiet["is_anomaly_pred"].cast(pl.Float64).mean())
     }
-
-
-def mewma(train: pl.DataFrame, data: pl.DataFrame, weight: float = 0.3) -> pl.DataFrame:
-    """The one-line baseline, for each entity by itself."""
-    frames = []
-    for (entity,), rows in data.sort("entity", "timestamp").group_by("entity", maintain_order=True):
-        x = rows.drop("entity", "timestamp").to_numpy().astype(float)
-        n = len(train.filter(pl.col("entity") == entity))
-        z = (x - x[:n].mean(0)) / (x[:n].std(0) + 1e-6)
-        smooth = pl.DataFrame(z).select(pl.all().ewm_mean(alpha=weight, adjust=False)).to_numpy()
-        inverse = np.linalg.pinv(np.cov(smooth[:n].T))
-        score = np.sqrt(np.einsum("ij,jk,ik->i", smooth, inverse, smooth))
-        alarm = score > np.quantile(score[:n], 0.999) * 4 / 3
-        frames.append(rows.select("entity", "timestamp").with_columns(
-            pl.Series("score", score), pl.Series("is_anomaly_pred", alarm)))  # fmt: skip
-    return pl.concat(frames)
