@@ -5,6 +5,8 @@ writes. Beside ours stand baselines that cost a line or two (benchmarks/_rivals.
 the amount over the customer's mean.
 """
 
+import json
+import sys
 from collections.abc import Iterator, Sequence
 from datetime import date, timedelta
 from pathlib import Path
@@ -35,6 +37,7 @@ def measure(quick: bool, scratch: Path, sets: Sequence[str]) -> Result:
             found[name] = series(name, folder, quick=quick)
         else:
             found[name] = {"skab": _skab, "transactions": _transactions}[name].measure(quick, folder)
+        print(name, json.dumps(found[name], default=float), file=sys.stderr)  # a later set's failure takes none away
     return found
 
 
