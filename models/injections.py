@@ -1,8 +1,9 @@
 """Anomalies put into normal data on purpose, to see what a detector finds. No label of real data is used."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 Injection = Callable[[NDArray[np.float64], NDArray[np.float64], np.random.Generator], NDArray[np.float64]]
@@ -39,3 +40,34 @@ def _drift(values: NDArray[np.float64], scale: NDArray[np.float64], rng: np.rand
 # Each takes a stretch `(steps, channels)` of modelled values and the channels' scales `(channels,)`, and returns the
 # stretch with one channel made abnormal.
 INJECTIONS: Mapping[str, Injection] = {"spike": _spike, "shift": _shift, "noise": _noise, "drift": _drift}
+
+BURST, WITHIN = 6, 600  # events that a velocity injection adds, and the seconds that they are spread over
+
+
+def _amount(
+    event: pl.DataFrame, amounts: Sequence[str], categories: Sequence[str], rng: np.random.Generator
+) -> pl.DataFrame:
+    del categories
+    return event.with_columns(pl.col(name) * rng.uniform(4, 10) for name in amounts)
+
+
+def _velocity(
+    event: pl.DataFrame, amounts: Sequence[str], categories: Sequence[str], rng: np.random.Generator
+) -> pl.DataFrame:
+    del amounts, categories
+    seconds = np.r_[0, np.sort(rng.integers(1, WITHIN, BURST))]
+    later = pl.Series(seconds * 1_000_000).cast(pl.Duration("us"))
+    return pl.concat([event] * (BURST + 1)).with_columns(pl.col("event_time") + later)
+
+
+def _merchant(
+    event: pl.DataFrame, amounts: Sequence[str], categories: Sequence[str], rng: np.random.Generator
+) -> pl.DataFrame:
+    del amounts, rng
+    return event.with_columns(pl.lit("never seen").alias(name) for name in categories)
+
+
+EventInjection = Callable[[pl.DataFrame, Sequence[str], Sequence[str], np.random.Generator], pl.DataFrame]
+# Each takes one event (a row with event_time and the features), the names of the amounts and of the categories, and
+# returns the events that stand in its place: of many times the amount, in quick succession, of categories never seen.
+EVENT_INJECTIONS: Mapping[str, EventInjection] = {"amount": _amount, "velocity": _velocity, "merchant": _merchant}

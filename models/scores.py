@@ -25,7 +25,8 @@ SHRINK = 0.1  # of the covariance, towards its diagonal (Ledoit and Wolf 2004)
 MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square
 UNIT = 0.99  # the quantile of normal scores that is a view's 1
 INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
-MINOR = 0.4  # weight of a minor channel
+MINOR = 0.5  # weight of a minor channel
+POWER = 3  # of the surprises that are added up: several moderate ones count, many small ones hardly
 BEYOND = 2.0  # decades beyond what calibration has seen, up to which it can tell how rare something is
 
 
@@ -218,22 +219,22 @@ def signals(
 def surprise(signal: NDArray[np.float64], about: Signals) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score `(n,)` and contributions `(n, channels)` of events by their `signal` `(n, channels + amounts)`.
 
-    The score is the root of the sum of the channels' squared surprises, each the negative decimal logarithm of how
+    The score is the 3-norm of the channels' surprises, each the negative decimal logarithm of how
     often a normal event has such a signal. An amount surprises by itself or by its two ratios together, whichever is
     more; a minor channel has less weight, and no more surprise than calibration can vouch for.
     """
     rare = np.column_stack([-np.log10(r.p_value(signal[:, c])) for c, r in enumerate(about.rarities)])
     channels = signal.shape[1] - len(about.amounts)
-    part, minor = rare[:, :channels] ** 2, list(about.minor)
+    part, minor = rare[:, :channels] ** POWER, list(about.minor)
     known = np.array([np.log10(max(about.rarities[channel].steps, 1)) + BEYOND for channel in minor])
-    part[:, minor] = (MINOR * np.minimum(rare[:, minor], known)) ** 2
+    part[:, minor] = (MINOR * np.minimum(rare[:, minor], known)) ** POWER
     for place, (amount, ratio, _) in enumerate(about.amounts):
         pair = np.stack([rare[:, ratio], rare[:, channels + place]])
         count = np.isfinite(pair).sum(axis=0)
         both = np.where(count > 0, np.nansum(pair, axis=0) / np.maximum(count, 1), np.nan)
-        half = np.where(both > rare[:, amount], both**2 / 2, np.nan)  # for each of the two that tell it
-        part[:, amount] = np.where(np.isnan(half), rare[:, amount] ** 2, half)
+        half = np.where(both > rare[:, amount], both**POWER / 2, np.nan)  # for each of the two that tell it
+        part[:, amount] = np.where(np.isnan(half), rare[:, amount] ** POWER, half)
         part[:, ratio] = np.where(np.isnan(part[:, ratio]), np.nan, np.nan_to_num(half))
         part[:, amount] += np.where(np.isnan(part[:, ratio]), np.nan_to_num(half), 0)
     seen = np.isfinite(part).any(axis=1)
-    return np.where(seen, np.sqrt(np.nansum(part, axis=1)), np.nan), shares(part)
+    return np.where(seen, np.nansum(part, axis=1) ** (1 / POWER), np.nan), shares(part)

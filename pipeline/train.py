@@ -88,9 +88,14 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """A detector; the steps, and `part` `(n,)`, the part of the time that each belongs to; the calibration's scores."""
+    """A detector, and what it was learned from.
+
+    clean: the rows in order; steps: theirs; part: `(n,)`, the part of the time that each step belongs to
+    calibrated: `(n,)` the scores that the threshold stands on, NaN elsewhere
+    """
 
     detector: "Detector"
+    clean: pl.DataFrame
     steps: Steps
     part: NDArray[np.int64]
     calibrated: NDArray[np.float64]
@@ -223,7 +228,7 @@ def learn(
     )
     _fit(detector, dataset, steps, part, say)
     detector, calibrated = _calibrate(detector, dataset, steps, part, say)
-    return Learned(detector, steps, part, calibrated)
+    return Learned(detector, clean, steps, part, calibrated)
 
 
 def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.int64]:
@@ -395,7 +400,7 @@ def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float
 
 
 def evaluate(
-    detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64]
+    detector: "Detector", dataset: Dataset, clean: pl.DataFrame, steps: Steps, part: NDArray[np.int64]
 ) -> tuple[Evaluation, Judged]:
     """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results."""
     from models.threshold import cluster_peaks
@@ -408,7 +413,11 @@ def evaluate(
     alarms = cluster_peaks(
         judged.score[chosen], steps.entity[chosen], steps.time[chosen], detector.threshold.value, merge
     )
-    return Evaluation(len(alarms) / days, *_find_injected(detector, dataset, steps, targets), days), judged
+    if dataset.kind == "sensor":
+        found = _find_injected(detector, dataset, steps, targets)
+    else:
+        found = _find_injected_events(detector, dataset, clean, targets)
+    return Evaluation(len(alarms) / days, *found, days), judged
 
 
 def _find_injected(
@@ -433,6 +442,54 @@ def _find_injected(
     ]
     recall = {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
     return recall, float(np.mean(right)) if right else float("nan")
+
+
+def _find_injected_events(
+    detector: "Detector", dataset: Dataset, clean: pl.DataFrame, targets: NDArray[np.bool_]
+) -> tuple[dict[str, float], float]:
+    """The same for transactions: one event of a card is disturbed, and what follows from its history with it."""
+    from models.injections import EVENT_INJECTIONS
+
+    rng = np.random.default_rng(dataset.model.seed)
+    rows = clean.with_row_index("row").filter(pl.Series(targets))
+    chosen = rows.sample(fraction=1, shuffle=True, seed=dataset.model.seed).unique("entity", maintain_order=True)
+    drivers = _event_drivers(dataset)
+    names = [name for name in EVENT_INJECTIONS if drivers[name]]
+    amount, category = ([c for c in drivers[kind] if c in clean.columns] for kind in ("amount", "merchant"))
+    made = []
+    for n, row in enumerate(chosen.head(INJECTED)["row"]):
+        event = EVENT_INJECTIONS[names[n % len(names)]](clean[row], amount, category, rng)
+        made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("row")))
+    if not made:
+        return {}, float("nan")
+    injected = pl.concat(made)
+    kept = clean.with_row_index("row").join(injected.select("row"), on="row", how="anti").drop("row")
+    disturbed = pl.concat([kept, injected.select(kept.columns)])
+    steps = build_steps(disturbed, dataset, detector.encodings)
+    marks = injected.select("entity", "event_time", "injected").unique(["entity", "event_time"])
+    number = steps.frame.join(marks, on=["entity", "event_time"], how="left", maintain_order="left")["injected"]
+    which = number.fill_null(-1).to_numpy()
+    judged = judge(detector, steps, which >= 0)
+    stretches = [np.flatnonzero(which == n) for n in range(len(made))]
+    hit = [np.nanmax(judged.score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
+    right = [
+        dataset.channels[_first_driver(judged, stretch)] in drivers[names[n % len(names)]]
+        for n, (stretch, found) in enumerate(zip(stretches, hit, strict=True))
+        if found
+    ]
+    recall = {name: float(np.mean(hit[n :: len(names)])) for n, name in enumerate(names) if hit[n :: len(names)]}
+    return recall, float(np.mean(right)) if right else float("nan")
+
+
+def _event_drivers(dataset: Dataset) -> dict[str, list[str]]:
+    """For each kind of injected event the channels that tell it; none where the dataset has nothing of the kind."""
+    kinds = {feature.name: feature.kind for feature in dataset.sequence_features}
+    pairs = amounts(dataset)
+    return {
+        "amount": [dataset.channels[channel] for amount, ratio, _ in pairs for channel in (amount, ratio)],
+        "velocity": [name for name, kind in kinds.items() if kind != "ratio_to_history"],
+        "merchant": [feature.name for feature in dataset.features if feature.type == "categorical"],
+    }
 
 
 def _first_driver(judged: Judged, stretch: NDArray[np.int64]) -> int:
@@ -484,7 +541,7 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
     import mlflow
 
     detector, steps, part = learned.detector, learned.steps, learned.part
-    evaluation, judged = evaluate(detector, ws.dataset, steps, part)
+    evaluation, judged = evaluate(detector, ws.dataset, learned.clean, steps, part)
     threshold = detector.threshold
     mlflow.log_metrics({
         "threshold": threshold.value, "false_alarms_promised": threshold.budget,
@@ -500,7 +557,7 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         detector.save(folder)
         tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
         version = tracking.register(ws, folder, _weights_digest(detector), tags)
-    promoted, reason = _compare(ws, evaluation, incumbent, steps, part)
+    promoted, reason = _compare(ws, evaluation, incumbent, learned)
     if promoted:
         tracking.promote(ws, version.number)
     mlflow.set_tags({"detector": version.label, "promoted": str(promoted).lower(), "promotion": reason})
@@ -513,7 +570,7 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
 
 
 def _compare(
-    ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, steps: Steps, part: NDArray[np.int64]
+    ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, learned: Learned
 ) -> tuple[bool, str]:
     """Whether the challenger becomes champion, and why: it must not find clearly less on the same holdout."""
     if incumbent is None:
@@ -524,7 +581,7 @@ def _compare(
         return True, f"promoted: {error}"
     if champion.channels != tuple(ws.dataset.channels):
         return True, f"promoted: champion {incumbent.label} knows other features"
-    other, _ = evaluate(champion, ws.dataset, steps, part)
+    other, _ = evaluate(champion, ws.dataset, learned.clean, learned.steps, learned.part)
     words = (
         f"injected anomalies found {challenger.injected_recall:.0%}, champion {incumbent.label} "
         f"{other.injected_recall:.0%}"

@@ -1,9 +1,12 @@
 """Errors become scores that see one loud channel, ignore what is missing, and never look ahead."""
 
+from datetime import UTC, datetime, timedelta
+
 import numpy as np
+import polars as pl
 import pytest
 
-from models.injections import INJECTIONS
+from models.injections import EVENT_INJECTIONS, INJECTIONS
 from models.scaler import RobustScaler
 from models.scores import (
     Signals,
@@ -111,7 +114,7 @@ def test_events_are_judged_by_how_rare_they_are():
 def test_a_minor_channel_surprises_no_more_than_calibration_can_vouch_for():
     """Less weight, and at most two decades beyond the events that were seen."""
     score, _ = judged([[40, 1e3, 0], [40, 1e6, 0]], [[40, 3, 0]] * 2)
-    assert score[0] == score[1] == pytest.approx(0.4 * (np.log10(20_000) + 2), rel=0.02)
+    assert score[0] == score[1] == pytest.approx(0.5 * (np.log10(20_000) + 2), rel=0.02)
 
 
 def test_smoothing_uses_the_past_of_its_own_sequence_only():
@@ -136,6 +139,20 @@ def test_injections_change_one_channel_and_leave_the_original(kind):
     out = INJECTIONS[kind](values, np.ones(3), np.random.default_rng(0))
     assert (np.abs(out).max(axis=0) > 1).sum() == 1
     assert (values == 0).all()
+
+
+@pytest.mark.parametrize(("kind", "events"), [("amount", 1), ("velocity", 7), ("merchant", 1)])
+def test_event_injections_change_what_they_are_named_after(kind, events):
+    """Several times the amount, several events within ten minutes, or categories never seen; nothing else."""
+    time = datetime(2026, 1, 1, tzinfo=UTC)
+    event = pl.DataFrame({"entity": ["c"], "event_time": [time], "amount": [10.0], "km": [3.0], "shop": ["s"]})
+    made = EVENT_INJECTIONS[kind](event, ["amount"], ["shop"], np.random.default_rng(0))
+    assert len(made) == events
+    assert made["km"].unique().to_list() == [3.0]
+    assert (made["amount"].min() >= 40) == (kind == "amount")
+    assert (made["shop"][0] == "s") == (kind != "merchant")
+    assert made["event_time"].is_sorted()
+    assert made["event_time"][-1] - time < timedelta(minutes=10)
 
 
 def test_slow_baseline_takes_a_drift_along_and_a_fault_hardly():
