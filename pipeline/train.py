@@ -457,7 +457,7 @@ def _find_injected_events(
     names = [name for name in EVENT_INJECTIONS if drivers[name]]
     amount, category = ([c for c in drivers[kind] if c in clean.columns] for kind in ("amount", "merchant"))
     made = []
-    for n, row in enumerate(chosen.head(INJECTED)["row"]):
+    for n, row in enumerate(chosen.head(INJECTED if names else 0)["row"]):
         event = EVENT_INJECTIONS[names[n % len(names)]](clean[row], amount, category, rng)
         made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("row")))
     if not made:

@@ -323,6 +323,23 @@ def test_a_fleet_of_machines_with_three_readings_each_is_trained_on_and_scored(m
     assert tables(ws, "scores")["scores"]["score"].null_count() == 0
 
 
+def test_payments_of_which_only_the_amount_is_known_are_trained_on_and_scored(make_workspace):
+    """No category and no habit to inject anything into: the amount is judged by itself."""
+    plain = re.sub(r"sequence_features:\n(  - .*\n)+", "", TRANSACTION).replace(
+        "  - {name: shop, type: categorical}\n", ""
+    )
+    assert "shop" not in plain
+    ws = make_workspace(plain)
+    for day in range(6):
+        deliver(ws, card_day(day, fault=day == 5), f"day-{day}")
+    day = START.date() + timedelta(days=5)
+    assert train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(day)[0]).promoted
+    score_days(ws, [day])
+    scores = tables(ws, "scores")["scores"].sort("score", descending=True)
+    assert scores["score"].null_count() == 0
+    assert (scores["observed_amount"].head(5) > 4000).all()
+
+
 def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     """A machine with one reading, a constant feature and one that is never observed do not stop a night.
 
