@@ -169,8 +169,8 @@ def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64
     count = seen.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = np.einsum("ij,ij->i", steps @ view.form, steps) * cells.shape[1] / count
-    folded = part.reshape(len(part), -1, view.channels).sum(axis=1)
-    real = seen.reshape(len(seen), -1, view.channels)[:, 0]
+    folded = part.reshape(len(part), 1 + view.inputs, view.channels).sum(axis=1)
+    real = seen.reshape(len(seen), 1 + view.inputs, view.channels)[:, 0]
     return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), shares(np.where(real, folded, np.nan))
 
 

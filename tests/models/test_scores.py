@@ -69,6 +69,15 @@ def test_inputs_and_errors_of_a_channel_contribute_together():
     assert share.sum(axis=1) == pytest.approx(1)
 
 
+def test_a_shard_without_an_entity_has_scores_of_length_zero():
+    """As when a night of two machines is divided into two shards."""
+    normal = np.random.default_rng(2).normal(size=(500, 6))
+    for inputs in (False, True):
+        score, share = most_surprised([measure(np.empty((0, 6)), view(normal, inputs=inputs))] * 2)
+        assert score.shape == (0,)
+        assert share.shape == (0, 3 if inputs else 6)
+
+
 def test_the_more_surprised_view_decides():
     """Its contributions come with its score; a view that saw nothing does not count."""
     score, share = most_surprised([
