@@ -2,8 +2,8 @@
 
 A sensor is looked at in two views, and the one that is more surprised decides: its errors as they are, for what is
 sudden, and errors and inputs smoothed over some ten steps, for what is small and stays. In a view a step is measured by
-a quadratic form, half the mean square of its cells and half their Mahalanobis distance, so that a loud channel and a
-broken relation between quiet ones both show.
+a quadratic form, the mean square of its cells and with half the weight their Mahalanobis distance, so that a loud
+channel and a broken relation between quiet ones both show.
 
 An event is judged by how rare it is: its amount, its amount against history and expectation, the errors of what else
 was measured, and, with less weight, those of categories and of habits such as the time since the last event.
@@ -161,15 +161,15 @@ def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64
     """Score `(n,)` and contributions `(n, channels)` of a view's `cells` `(n, k)`; NaN cells do not count.
 
     The score is the root of the quadratic form, in proportion to the cells that are observed; NaN where none is. A
-    channel's contribution is its part of the form (what would be missing without it, where that is positive).
+    channel's contribution is the share of its cells' own terms of the form, where they are positive.
     """
     seen = np.isfinite(cells)
     steps = np.clip(np.nan_to_num(cells.astype(np.float64)), -LIMIT, LIMIT)
-    part = np.maximum((steps @ view.form) * steps, 0)
+    terms = (steps @ view.form) * steps
     count = seen.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        whole = np.einsum("ij,ij->i", steps @ view.form, steps) * cells.shape[1] / count
-    folded = part.reshape(len(part), 1 + view.inputs, view.channels).sum(axis=1)
+        whole = terms.sum(axis=1) * cells.shape[1] / count
+    folded = np.maximum(terms, 0).reshape(len(terms), 1 + view.inputs, view.channels).sum(axis=1)
     real = seen.reshape(len(seen), 1 + view.inputs, view.channels)[:, 0]
     return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), shares(np.where(real, folded, np.nan))
 

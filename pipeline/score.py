@@ -188,10 +188,14 @@ def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = Non
     rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
     if shard is not None and shard.count > 1:
         names = rows.select(pl.col("entity").unique()).collect()["entity"].to_list()
-        # crc32, as it is the same in every process and every version
-        mine = [name for name in names if zlib.crc32(name.encode()) % shard.count == shard.index]
+        mine = [name for name in names if entity_hash(name) % shard.count == shard.index]
         rows = rows.filter(pl.col("entity").is_in(mine))
     return rows
+
+
+def entity_hash(name: str) -> int:
+    """A number from 0 to 2³² - 1, the same in every process and every version."""
+    return zlib.crc32(name.encode())
 
 
 def publish(ws: Workspace, shards: list[Shard]) -> Scored:
@@ -276,7 +280,11 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
     from models.scores import measure, most_surprised, surprise
 
     if detector.views:
-        found = [measure(cells(detector, view, steps, predicted), view) for view in detector.views]
+        smoothed = [smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs) for view in detector.views]
+        found = [
+            measure(cells(detector, view, steps, part), view)
+            for view, part in zip(detector.views, smoothed, strict=True)
+        ]
         score, contribution = most_surprised(found)
     else:
         score, contribution = surprise(event_signals(detector, steps, predicted), detector.signals)
@@ -286,27 +294,21 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
     )
 
 
-def cells(detector: "Detector", view: "View", steps: Steps, predicted: Predicted) -> NDArray[np.float32]:
-    """The cells `(n, k)` of a sensor in a view, less their slow baseline; NaN where not observed.
+def cells(detector: "Detector", view: "View", steps: Steps, smoothed: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The `smoothed` cells `(n, k)` of a view, standardised by entity, less their slow baseline; NaN stays NaN.
 
     In the view without smoothing a channel that stands still for longer than is usual has what `stuck` says, where
     that is the larger.
     """
     from models.scores import repeats, slow_baseline, stuck
 
-    out = level(view, steps, predicted)
+    rows = view.scaler.rows(steps.entity, steps.names)
+    out = ((smoothed - view.scaler.center[rows]) / view.scaler.scale[rows]).astype(np.float32)
     out = out - slow_baseline(out, steps.sequence, view.tau)
     if view.alpha < 1 or view.inputs:
         return out
     still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
     return np.where(still > np.abs(out), still, out)
-
-
-def level(view: "View", steps: Steps, predicted: Predicted) -> NDArray[np.float32]:
-    """The errors, and where the view wants them the inputs, smoothed and standardised by entity; `(n, k)`."""
-    rows = view.scaler.rows(steps.entity, steps.names)
-    smoothed = smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs)
-    return ((smoothed - view.scaler.center[rows]) / view.scaler.scale[rows]).astype(np.float32)
 
 
 def smoothed_cells(alpha: float, steps: Steps, predicted: Predicted, *, inputs: bool) -> NDArray[np.float32]:

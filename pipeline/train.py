@@ -7,7 +7,6 @@ never sees what it is calibrated on, and neither sees the holdout.
 import hashlib
 import logging
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -30,6 +29,7 @@ from pipeline.score import (
     Judged,
     Predicted,
     cells,
+    entity_hash,
     event_signals,
     judge,
     lay,
@@ -174,7 +174,7 @@ def draw_entities(counts: pl.DataFrame, most: int) -> pl.DataFrame:
     By a hash of their names, so that the same ones are drawn whenever and wherever it is done.
     """
     by_hash = counts.with_columns(
-        hash=pl.Series([zlib.crc32(name.encode()) for name in counts["entity"]], dtype=pl.Int64)
+        hash=pl.Series([entity_hash(name) for name in counts["entity"]], dtype=pl.Int64)
     ).sort("hash", "entity")
     return by_hash.filter((pl.col("len").cum_sum() <= most) | (pl.int_range(pl.len()) == 0)).drop("hash")
 
@@ -369,10 +369,11 @@ def _learn_views(detector: "Detector", dataset: Dataset, steps: Steps, predicted
 
     views, targets = [], predicted.targets
     for inputs, alpha in VIEWS:
-        smoothed = smoothed_cells(alpha, steps, predicted, inputs=inputs)[targets]
-        scaler = RobustScaler.learn(np.nan_to_num(smoothed), np.isfinite(smoothed), steps.entity[targets], steps.names)
-        view = View(inputs, alpha, BASELINE * dataset.window_length, scaler, np.eye(smoothed.shape[1]))
-        views.append(replace(view, form=quadratic_form(cells(detector, view, steps, predicted)[targets])))
+        smoothed = smoothed_cells(alpha, steps, predicted, inputs=inputs)
+        seen, entity = smoothed[targets], steps.entity[targets]
+        scaler = RobustScaler.learn(np.nan_to_num(seen), np.isfinite(seen), entity, steps.names)
+        view = View(inputs, alpha, BASELINE * dataset.window_length, scaler, np.eye(seen.shape[1]))
+        views.append(replace(view, form=quadratic_form(cells(detector, view, steps, smoothed)[targets])))
     return tuple(views)
 
 
@@ -434,14 +435,8 @@ def _find_injected(
         inject = INJECTIONS[kinds[n % len(kinds)]]
         values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
     judged = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets)
-    hit = [np.nanmax(judged.score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
-    right = [
-        _first_driver(judged, stretch) == np.argmax(np.abs(values[stretch] - steps.values[stretch]).max(axis=0))
-        for stretch, found in zip(stretches, hit, strict=True)
-        if found
-    ]
-    recall = {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
-    return recall, float(np.mean(right)) if right else float("nan")
+    disturbed = [int(np.argmax(np.abs(values[s] - steps.values[s]).max(axis=0))) for s in stretches]
+    return _tell_found(judged, detector.threshold.value, stretches, kinds, [{channel} for channel in disturbed])
 
 
 def _find_injected_events(
@@ -471,14 +466,9 @@ def _find_injected_events(
     which = number.fill_null(-1).to_numpy()
     judged = judge(detector, steps, which >= 0)
     stretches = [np.flatnonzero(which == n) for n in range(len(made))]
-    hit = [np.nanmax(judged.score[stretch], initial=0) > detector.threshold.value for stretch in stretches]
-    right = [
-        dataset.channels[_first_driver(judged, stretch)] in drivers[names[n % len(names)]]
-        for n, (stretch, found) in enumerate(zip(stretches, hit, strict=True))
-        if found
-    ]
-    recall = {name: float(np.mean(hit[n :: len(names)])) for n, name in enumerate(names) if hit[n :: len(names)]}
-    return recall, float(np.mean(right)) if right else float("nan")
+    tell = [{dataset.channels.index(channel) for channel in drivers[name]} for name in names]
+    told = [tell[n % len(names)] for n in range(len(made))]
+    return _tell_found(judged, detector.threshold.value, stretches, names, told)
 
 
 def _event_drivers(dataset: Dataset) -> dict[str, list[str]]:
@@ -490,6 +480,27 @@ def _event_drivers(dataset: Dataset) -> dict[str, list[str]]:
         "velocity": [name for name, kind in kinds.items() if kind != "ratio_to_history"],
         "merchant": [feature.name for feature in dataset.features if feature.type == "categorical"],
     }
+
+
+def _tell_found(
+    judged: Judged,
+    threshold: float,
+    stretches: list[NDArray[np.int64]],
+    kinds: list[str],
+    drivers: list[set[int]],
+) -> tuple[dict[str, float], float]:
+    """The share of the disturbed stretches that is found, by kind, as the kinds take turns.
+
+    And of those found the share in which one of the stretch's `drivers` (numbers of channels) contributes most.
+    """
+    hit = [np.nanmax(judged.score[stretch], initial=0) > threshold for stretch in stretches]
+    right = [
+        _first_driver(judged, stretch) in channels
+        for stretch, channels, found in zip(stretches, drivers, hit, strict=True)
+        if found
+    ]
+    recall = {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
+    return recall, float(np.mean(right)) if right else float("nan")
 
 
 def _first_driver(judged: Judged, stretch: NDArray[np.int64]) -> int:
