@@ -15,7 +15,7 @@ from models.scaler import RobustScaler
 from models.scores import Signals, View
 from models.threshold import Rarity, Tail, Threshold
 
-FORMAT = 2
+FORMAT = 3
 THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days")
 
 

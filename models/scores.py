@@ -1,9 +1,10 @@
 """From reconstruction errors to one anomaly score per step.
 
-A sensor is looked at in two views, and the one that is more surprised decides: its errors as they are, for what is
-sudden, and errors and inputs smoothed over some ten steps, for what is small and stays. In a view a step is measured by
-a quadratic form, the mean square of its cells and with half the weight their Mahalanobis distance, so that a loud
-channel and a broken relation between quiet ones both show.
+A sensor is looked at in three views, and the one that is most surprised decides: its errors as they are, for what is
+sudden, and smoothed over some ten steps, for what is small and stays; and its inputs smoothed likewise, for what the
+network has learned to expect as soon as it sees it. In a view a step is measured by a quadratic form. That of errors is
+the mean square and with half the weight the Mahalanobis distance, so that a loud channel and a broken relation between
+quiet ones both show; that of inputs is the mean square alone, as it must hold for levels that were not seen together.
 
 An event is judged by how rare it is: its amount, its amount against history and expectation, the errors of what else
 was measured, and, with less weight, those of categories and of habits such as the time since the last event.
@@ -19,10 +20,10 @@ from numpy.typing import NDArray
 from models.scaler import RobustScaler
 from models.threshold import Rarity
 
-LIMIT = 50.0  # standardised cells beyond this are as bad as this: keeps one absurd reading from deafening the rest
+LIMIT = 20.0  # standardised cells beyond this are as bad as this: keeps one absurd reading from deafening the rest
 TYPICAL = 8.0  # up to this they teach the covariance
 SHRINK = 0.1  # of the covariance, towards its diagonal (Ledoit and Wolf 2004)
-MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square
+MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square of errors
 UNIT = 0.99  # the quantile of normal scores that is a view's 1
 INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
 MINOR = 0.5  # weight of a minor channel
@@ -34,11 +35,11 @@ BEYOND = 2.0  # decades beyond what calibration has seen, up to which it can tel
 class View:
     """One way to look at a sensor.
 
-    inputs: whether the scaled inputs stand behind the errors, or there are the errors alone
+    inputs: whether it looks at the scaled inputs, or at the errors
     alpha: weight of the newest step in the smoothing; 1: none
     tau: steps in which the slow baseline follows
     scaler: of the smoothed cells, by entity
-    form: `(k, k)` float64, the quadratic form of a step's k cells; its square root is 1 at the 0.99 quantile
+    form: `(channels, channels)` float64, the quadratic form of a step; its square root is 1 at the 0.99 quantile
     """
 
     inputs: bool
@@ -46,11 +47,6 @@ class View:
     tau: float
     scaler: RobustScaler
     form: NDArray[np.float64]
-
-    @property
-    def channels(self) -> int:
-        """How many channels a step has."""
-        return len(self.form) // (2 if self.inputs else 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,19 +129,21 @@ def stuck(repeated: NDArray[np.int64], usual: NDArray[np.int64]) -> NDArray[np.f
     return (4 * repeated / np.maximum(usual, 1)).astype(np.float32)
 
 
-def quadratic_form(cells: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The form `(k, k)` of a view, learned from the `cells` `(n, k)` of normal steps; NaN counts as 0.
+def quadratic_form(cells: NDArray[np.floating], *, inputs: bool) -> NDArray[np.float64]:
+    """The form `(channels, channels)` of a view, learned from the `cells` `(n, channels)` of normal steps.
 
-    The mean square, and with half the weight the Mahalanobis distance under a covariance shrunk to its diagonal, each
-    in the unit that 1 % of the steps exceed; the mean square alone where there are no steps.
+    The mean square, and but for `inputs` with half the weight the Mahalanobis distance under a covariance shrunk to its
+    diagonal, each in the unit that 1 % of the steps exceed. NaN counts as 0; without steps it is the mean square.
     """
     steps: NDArray[np.float64] = np.nan_to_num(cells.astype(np.float64))
-    typical, width = np.clip(steps, -TYPICAL, TYPICAL), steps.shape[1]
-    covariance = np.atleast_2d(np.cov(typical.T)) if len(steps) > 1 else np.eye(width)
-    diagonal = np.diag(np.maximum(np.diag(covariance), 1e-3))
+    width = steps.shape[1]
     even: NDArray[np.float64] = np.eye(width)
     if len(steps) == 0:
         return even / width
+    if inputs:
+        return _in_units(even, steps)
+    covariance = np.atleast_2d(np.cov(np.clip(steps, -TYPICAL, TYPICAL).T)) if len(steps) > 1 else even
+    diagonal = np.diag(np.maximum(np.diag(covariance), 1e-3))
     precision = np.linalg.inv((1 - SHRINK) * covariance + SHRINK * diagonal + 1e-6 * even).astype(np.float64)
     form: NDArray[np.float64] = _in_units(even, steps) + MAHALANOBIS * _in_units(precision, steps)
     return _in_units(form, steps)
@@ -158,10 +156,10 @@ def _in_units(form: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[
 
 
 def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Score `(n,)` and contributions `(n, channels)` of a view's `cells` `(n, k)`; NaN cells do not count.
+    """Score `(n,)` and contributions `(n, channels)` of a view's `cells` `(n, channels)`; NaN cells do not count.
 
     The score is the root of the quadratic form, in proportion to the cells that are observed; NaN where none is. A
-    channel's contribution is the share of its cells' own terms of the form, where they are positive.
+    channel's contribution is the share of its own terms of the form, where they are positive.
     """
     seen = np.isfinite(cells)
     steps = np.clip(np.nan_to_num(cells.astype(np.float64)), -LIMIT, LIMIT)
@@ -169,9 +167,8 @@ def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64
     count = seen.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = terms.sum(axis=1) * cells.shape[1] / count
-    folded = np.maximum(terms, 0).reshape(len(terms), 1 + view.inputs, view.channels).sum(axis=1)
-    real = seen.reshape(len(seen), 1 + view.inputs, view.channels)[:, 0]
-    return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), shares(np.where(real, folded, np.nan))
+    own = shares(np.where(seen, np.maximum(terms, 0), np.nan))
+    return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), own
 
 
 def shares(part: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -295,7 +295,7 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
 
 
 def cells(detector: "Detector", view: "View", steps: Steps, smoothed: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The `smoothed` cells `(n, k)` of a view, standardised by entity, less their slow baseline; NaN stays NaN.
+    """The `smoothed` cells `(n, channels)` of a view, standardised by entity, less their slow baseline; NaN stays NaN.
 
     In the view without smoothing a channel that stands still for longer than is usual has what `stuck` says, where
     that is the larger.
@@ -305,18 +305,17 @@ def cells(detector: "Detector", view: "View", steps: Steps, smoothed: NDArray[np
     rows = view.scaler.rows(steps.entity, steps.names)
     out = ((smoothed - view.scaler.center[rows]) / view.scaler.scale[rows]).astype(np.float32)
     out = out - slow_baseline(out, steps.sequence, view.tau)
-    if view.alpha < 1 or view.inputs:
+    if view.alpha < 1:
         return out
     still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
     return np.where(still > np.abs(out), still, out)
 
 
 def smoothed_cells(alpha: float, steps: Steps, predicted: Predicted, *, inputs: bool) -> NDArray[np.float32]:
-    """The errors `(n, channels)`, with `inputs` the scaled inputs behind them, smoothed along each sequence."""
+    """The errors, or the scaled `inputs`, `(n, channels)`, smoothed along each sequence."""
     from models.scores import smooth
 
-    both = np.concatenate([predicted.error, predicted.scaled], axis=1) if inputs else predicted.error
-    return smooth(both, steps.sequence, alpha)
+    return smooth(predicted.scaled if inputs else predicted.error, steps.sequence, alpha)
 
 
 def event_signals(detector: "Detector", steps: Steps, predicted: Predicted) -> NDArray[np.float64]:

@@ -54,8 +54,9 @@ MIN_STEPS = 64
 MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
-# How a sensor is looked at: whether with its inputs, and the weight of the newest step in the smoothing.
-VIEWS = ((False, 1.0), (True, 0.1))
+# How a sensor is looked at: whether at its inputs or errors, and the weight of the newest step in the smoothing.
+VIEWS = ((False, 1.0), (False, 0.1), (True, 0.1))
+LEAST = 0.01  # deviations of the training data: no smoothed cell is standardised by less
 BASELINE = 4  # windows in which a sensor's slow baseline follows
 # An event is predicted from those before it; a sensor also from the sensors beside it.
 GROUPS = {"sensor": 2, "transaction": 1}
@@ -310,12 +311,12 @@ def _calibrate(
         raise GateRefusedError(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
-    later = _later_half(steps, targets)
+    later, earlier = _later_half(steps, targets), np.isin(part, (FIT, STOP))
     score = np.full(len(targets), np.nan)
     for learned, scored in ((targets & later, targets & ~later), (targets & ~later, targets & later)):
-        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned))
+        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), earlier)
         score[scored] = weigh(other, steps, predicted).score[scored]
-    detector = _learn_to_judge(detector, dataset, steps, predicted)
+    detector = _learn_to_judge(detector, dataset, steps, predicted, earlier)
     chosen = np.flatnonzero(targets)
     threshold = calibrate(
         score[chosen], steps.entity[chosen], steps.time[chosen],
@@ -338,12 +339,18 @@ def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return targets & (number - before > count / 2)
 
 
-def _learn_to_judge(detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted) -> "Detector":
-    """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals."""
+def _learn_to_judge(
+    detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted, earlier: NDArray[np.bool_]
+) -> "Detector":
+    """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals.
+
+    From the steps that are `earlier` `(n,)` the network has learned: their errors are too small, but their inputs are
+    as good as any, and the more of them there are the better what is normal is known.
+    """
     from models.threshold import Rarity
 
     if dataset.kind == "sensor":
-        return replace(detector, views=_learn_views(detector, dataset, steps, predicted))
+        return replace(detector, views=_learn_views(detector, dataset, steps, predicted, earlier))
     signals = event_signals(detector, steps, predicted)[predicted.targets]
     rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals.T)
     return replace(detector, signals=replace(detector.signals, rarities=rarities))
@@ -362,18 +369,26 @@ def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> N
     return np.maximum(seen.max(axis=0, initial=0), dataset.window.rows)
 
 
-def _learn_views(detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted) -> tuple["View", ...]:
-    """The views of a sensor, learned on the target steps: first the scale of each cell, then the quadratic form."""
+def _learn_views(
+    detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted, earlier: NDArray[np.bool_]
+) -> tuple["View", ...]:
+    """The views of a sensor: first the scale of each cell, then the quadratic form."""
     from models.scaler import RobustScaler
     from models.scores import View, quadratic_form
 
-    views, targets = [], predicted.targets
+    rows = detector.scaler.rows(steps.entity, steps.names)
+    scaled = detector.scaler.transform(steps.values, steps.observed, rows)
+    known = replace(predicted, scaled=np.where(steps.observed, scaled, np.float32(np.nan)))
+    views = []
     for inputs, alpha in VIEWS:
-        smoothed = smoothed_cells(alpha, steps, predicted, inputs=inputs)
-        seen, entity = smoothed[targets], steps.entity[targets]
-        scaler = RobustScaler.learn(np.nan_to_num(seen), np.isfinite(seen), entity, steps.names)
+        learned = predicted.targets | earlier if inputs else predicted.targets
+        smoothed = smoothed_cells(alpha, steps, known, inputs=inputs)
+        seen = smoothed[learned]
+        scaler = RobustScaler.learn(np.nan_to_num(seen), np.isfinite(seen), steps.entity[learned], steps.names)
+        scaler = replace(scaler, scale=np.maximum(scaler.scale, LEAST))
         view = View(inputs, alpha, BASELINE * dataset.window_length, scaler, np.eye(seen.shape[1]))
-        views.append(replace(view, form=quadratic_form(cells(detector, view, steps, smoothed)[targets])))
+        form = quadratic_form(cells(detector, view, steps, smoothed)[learned], inputs=inputs)
+        views.append(replace(view, form=form))
     return tuple(views)
 
 
