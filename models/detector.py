@@ -15,8 +15,8 @@ from models.scaler import RobustScaler
 from models.scores import Signals, View
 from models.threshold import Rarity, Tail, Threshold
 
-FORMAT = 2
-THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days")
+FORMAT = 3
+THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days", "factors", "adapted")
 
 
 @dataclass(frozen=True, slots=True)
