@@ -157,7 +157,7 @@ def calibrate(
     factors: dict[str, float] = {}
     if rule.kind != "score":
         own, others = entity_factors(score, run, time, merge, len(names))
-        factors = {names[code]: float(own[code]) for code in np.flatnonzero(own != 1)}
+        factors = {names[code]: factor for code, factor in enumerate(own.tolist()) if factor != 1}
         score = score / others
     start = float(np.quantile(score, 1 - TAIL_SHARE))
     peaks, rarity = cluster_peaks(score, run, time, start, merge), Rarity.learn(score)

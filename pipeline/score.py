@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -65,7 +65,7 @@ class Shard:
 class Scored:
     """What was scored on a day: steps, how many of them anomalous, entities, and by which detector.
 
-    promised: the false alarms per entity and day that its threshold was chosen for
+    promised: the false alarms per entity and day that its threshold was chosen for; None without a step
     unseen: how many of the entities were not there in training, and are judged on the scales of all
     unseen_names: those of them that come first in the alphabet
     """
@@ -75,9 +75,9 @@ class Scored:
     anomalous: int
     entities: int
     detector: str
-    promised: float
-    unseen: int
-    unseen_names: list[str]
+    promised: float | None = None
+    unseen: int = 0
+    unseen_names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +173,10 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
     parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
     detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
     frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(parts)])
-    known, promised = list(detector.scaler.entities), detector.threshold.budget
+    known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()
     frame = frame.with_columns(
         pl.lit(version.label).alias("detector_version"),
-        pl.lit(promised).alias("_promised"),
+        pl.lit(detector.threshold.budget).alias("_promised"),
         (~pl.col("entity").is_in(known)).alias("_unseen"),
     )
     ws.lake.stage(shard.key, frame)
@@ -257,7 +257,7 @@ def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:
     unseen = frame.filter("_unseen")["entity"].unique().sort()
     return Scored(
         shard.day, len(frame), int(frame["is_anomaly"].sum()), frame["entity"].n_unique(), shard.detector,
-        float(frame["_promised"].max() or 0.0), len(unseen), unseen.head(NAMED).to_list(),
+        next(iter(frame["_promised"]), None), len(unseen), unseen.head(NAMED).to_list(),
     )  # fmt: skip
 
 

@@ -164,6 +164,13 @@ def find(ws: Workspace, alias: str) -> Version | None:
     return Version(str(version.version), label, _local_copy(ws, str(version.version), label))
 
 
+def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
+    """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
+    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
+    origin = {version.tags["label"]: version.tags.get("trained", version.tags["label"]) for version in found}
+    return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
+
+
 def _aliased(ws: Workspace, alias: str) -> Any | None:
     """The registry's entry under `alias`; None where there is none."""
     api = client(ws)

@@ -594,7 +594,7 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         folder = Path(scratch) / "detector"
         detector.save(folder)
         tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
-        version = tracking.register(ws, folder, _weights_digest(detector), tags)
+        version = tracking.register(ws, folder, weights_digest(detector), tags)
     promoted, reason = _compare(ws, evaluation, incumbent, learned)
     if promoted:
         tracking.promote(ws, version.number)
@@ -634,7 +634,7 @@ def _compare(
     return True, f"promoted: {words}"
 
 
-def _weights_digest(detector: "Detector") -> str:
+def weights_digest(detector: "Detector") -> str:
     """16 hex digits of what the detector has learned."""
     state = hashlib.sha256()
     learned = detector.threshold

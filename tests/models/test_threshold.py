@@ -227,7 +227,7 @@ def test_a_real_fault_cannot_teach_a_threshold_to_be_silent(severity):
 
 
 def test_whatever_nights_teach_twice_the_learned_threshold_is_called():
-    """The worst that false alarms, faults and dismissals can do together ends at the bounds, and quiet cannot pass 0.8."""
+    """The worst that false alarms, faults and dismissals can do together ends at 2, the longest quiet at 0.8."""
     rng = np.random.default_rng(0)
     for _ in range(50):
         facts = nights(rng.choice([0.5, 1.2, 1.9, 5.0, np.nan], 200))

@@ -3,7 +3,7 @@
 import html.parser
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.config import Dataset, Home
 from pipeline.errors import NightsiftError
 from pipeline.lake import Lake
 from pipeline.report import MOST_CARDS, join_scores, read_facts, render_report, summarise, surroundings, write_report
+from pipeline.score import Scored
 from pipeline.state import State, write_state
 from pipeline.tables import clean_schema, incidents_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -100,6 +101,8 @@ def fill(ws: Workspace, rows: pl.DataFrame, incidents: list[dict], quarantine: l
         "rows_duplicate": 4, "warnings": list(warnings),
     }  # fmt: skip
     write_state(ws, State(DAY, "validate", "i", "c", counts=counts))
+    scored = Scored(str(DAY), clean, 0, rows["entity"].n_unique(), "7-abc", 0.05)
+    write_state(ws, State(DAY, "score", "i", "c", "7-abc", asdict(scored)))
     write_state(ws, State(DAY, "incidents", "i", "c", "7-abc", {}))
 
 
