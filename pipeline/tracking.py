@@ -47,8 +47,11 @@ def client(ws: Workspace) -> "MlflowClient":
     for noisy in ("mlflow", "mlflow.store.db.utils", "alembic"):  # after the import, which sets levels of its own
         logging.getLogger(noisy).setLevel(logging.ERROR)
     ws.home.root.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(ws.home.tracking_uri)
-    mlflow.set_registry_uri(ws.home.tracking_uri)
+    uri, given = ws.home.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if given is None:  # MLflow sets it, and another workspace in this process would take this one's store for its own
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow.MlflowClient()
 
 
