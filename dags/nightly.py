@@ -16,7 +16,7 @@ before and whose data came late are scored again in the same run.
 
 A gate that refuses the data fails `validate` with the reason and leaves earlier results in place.
 
-With `threshold: {{adapt: true}}` in the YAML, a last task adapts the entities' thresholds for the nights to come.
+Where the YAML has `adapt: true` under `threshold`, a last task adapts the entities' thresholds for the nights to come.
 
 Trigger it with `day` to choose the night; without, it is the day before the run in {zone}.
 """
