@@ -170,7 +170,8 @@ def find(ws: Workspace, alias: str) -> Version | None:
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
     """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
     found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
-    origin = {version.tags["label"]: version.tags.get("trained", version.tags["label"]) for version in found}
+    tags = [version.tags for version in found if "label" in version.tags]
+    origin = {each["label"]: each.get("trained", each["label"]) for each in tags}
     return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
 
 
