@@ -16,6 +16,8 @@ before and whose data came late are scored again in the same run.
 
 A gate that refuses the data fails `validate` with the reason and leaves earlier results in place.
 
+Where the YAML has `adapt: true` under `threshold`, a last task adapts the entities' thresholds for the nights to come.
+
 Trigger it with `day` to choose the night; without, it is the day before the run in {zone}.
 """
 
@@ -99,12 +101,20 @@ def notify(dataset: str, day: str) -> dict[str, Any]:
     return asdict(notify(workspace(dataset), date.fromisoformat(day)))
 
 
+@task
+def adapt(dataset: str) -> dict[str, Any]:
+    """Adapt the entities' thresholds to the latest nights: a new version of the detector, where they change by 5 %."""
+    from pipeline.adapt import adapt
+
+    return asdict(adapt(workspace(dataset)))
+
+
 for dataset in read_datasets()[0]:
     name = dataset.name
     with DAG(
         **settings(dataset, "nightly", hours=12),
         schedule=timetable(dataset),
-        max_active_runs=2,
+        max_active_runs=1 if dataset.threshold.adapt else 2,  # no night is scored while the champion changes
         doc_md=DOC.format(name=name, description=dataset.description, zone=dataset.zone),
         params={"day": day_param("Day", "The night to find incidents in; empty: the day before the run")},
     ):
@@ -114,3 +124,5 @@ for dataset in read_datasets()[0]:
         found = incidents(name, night["nights"], shards)
         told = notify(name, night["day"])
         scored >> found >> report(name, night["nights"]) >> told
+        if dataset.threshold.adapt:
+            told >> adapt(name)

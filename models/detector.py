@@ -16,7 +16,7 @@ from models.scores import Signals, View
 from models.threshold import Rarity, Tail, Threshold
 
 FORMAT = 3
-THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days")
+THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days", "factors", "adapted")
 
 
 @dataclass(frozen=True, slots=True)

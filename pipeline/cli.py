@@ -222,7 +222,11 @@ def score(
 
 def _show_scored(name: str, result: Any) -> None:
     out.print(f"{name} {result.day}: {result.steps:,} steps of {result.entities:,} entities scored by detector "
-              f"{result.detector}, {result.anomalous:,} anomalous")  # fmt: skip
+              f"{result.detector}, {result.anomalous:,} anomalous{_unseen(result.unseen)}")  # fmt: skip
+
+
+def _unseen(count: int) -> str:
+    return f"; {count:,} of the entities were not there in training" if count else ""
 
 
 @app.command()
@@ -269,7 +273,8 @@ def backfill(
 def _show_night(name: str, night: Any) -> None:
     done = "was up to date" if night.skipped else f"{night.steps:,} steps scored"
     out.print(f"{name} {night.day}: {done}, {night.incidents} incidents ({night.silent} silent), "
-              f"{night.rows_quarantined:,} rows in quarantine, report {night.report}")  # fmt: skip
+              f"{night.rows_quarantined:,} rows in quarantine, report {night.report}"
+              f"{_unseen(night.unseen)}")  # fmt: skip
 
 
 @app.command()
@@ -323,11 +328,23 @@ def review(
     datasets: Datasets = None,
     as_json: Json = False,
 ) -> None:
-    """Record an analyst's verdict on an incident; confirmed ones are kept out of the next training."""
+    """Record an analyst's verdict on an incident.
+
+    Confirmed ones are kept out of the next training; dismissed ones raise the threshold of their entity there.
+    """
     from pipeline.review import record
 
     entry = record(_open(name, home, datasets), incident, verdict, note, os.environ.get("USER", "unknown"))
     _show(entry, as_json, f"{name}: incident {incident} of {entry['entity']} is {verdict}")
+
+
+@app.command()
+def adapt(name: Name, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
+    """Adapt the entities' thresholds to the nights that the champion has scored, as a new version of the detector."""
+    from pipeline.adapt import adapt as run
+
+    result = run(_open(name, home, datasets))
+    _show(asdict(result), as_json, f"{name}: {result.reason}")
 
 
 @app.command()

@@ -12,7 +12,7 @@ import zoneinfo
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
@@ -28,6 +28,10 @@ FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".ndjson": "n
 # What the pipeline itself calls the columns of its tables; a feature of that name would hide them.
 RESERVED = {"day", "entity", "event_time", "event_id", "source", "source_digest", "source_row", "problems", "raw",
             "reasons", "score", "p_value", "threshold", "is_anomaly", "detector_version"}  # fmt: skip
+
+# The ways to state a threshold in the YAML; one at a time.
+Rule = Literal["false_alarms", "p_value", "quantile", "score"]
+RULES: tuple[Rule, ...] = get_args(Rule)
 
 
 def parse_duration(value: object) -> timedelta:
@@ -192,9 +196,35 @@ class Training(Strict):
 
 
 class Threshold(Strict):
-    """When a step is called anomalous."""
+    """When a step is called anomalous: one of the first four keys; 0.05 false alarms where none is given."""
 
-    false_alarms: float = Field(0.05, gt=0, le=1000, description="false incidents allowed per entity and day")
+    false_alarms: float | None = Field(
+        None, gt=0, le=1000, description="false incidents allowed per entity and day; 0.05 by default"
+    )
+    p_value: float | None = Field(None, gt=0, lt=1, description="how often a normal step may score as high")
+    quantile: float | None = Field(None, gt=0, lt=1, description="the quantile of normal steps' scores to call from")
+    score: float | None = Field(None, gt=0, description="a fixed score, the same for every entity")
+    adapt: bool = Field(False, description="let the nightly run adapt the entities' thresholds to the nights before")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_by_default(cls, data: Any) -> Any:
+        given = isinstance(data, dict) and any(data.get(name) is not None for name in RULES)
+        return data if given or not isinstance(data, dict) else {**data, "false_alarms": 0.05}
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        given = [name for name in RULES if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"give one of {', '.join(RULES)}, not {' and '.join(given)}")
+        if self.adapt and self.score is not None:
+            raise ValueError("adapt is for false_alarms, p_value or quantile; a fixed score stays as it is")
+        return self
+
+    @property
+    def rule(self) -> tuple[Rule, float]:
+        """Which of the keys is given, and its value."""
+        return next((name, getattr(self, name)) for name in RULES if getattr(self, name) is not None)
 
 
 class Incidents(Strict):

@@ -16,6 +16,7 @@ from pipeline.config import Home
 from pipeline.errors import NightsiftError
 from pipeline.incidents import EVERYONE, entity_days, read_incidents
 from pipeline.local import LocalAirflow, local_airflow
+from pipeline.score import read_scored
 from pipeline.simulate import Disturbance, Planted, Simulated, simulate
 from pipeline.tables import quarantine_schema, scores_schema
 from pipeline.workspace import Workspace, open_workspace
@@ -176,7 +177,8 @@ def match_planted(ws: Workspace, planted: Sequence[Planted]) -> Match:
         hits |= set(overlap["incident_id"])
         matches.append((incident, overlap["incident_id"][0] if len(overlap) else None))
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), *night_days()).select("day", "entity").collect()
-    return Match(matches, len(found) - len(hits), entity_days(scores, ws.dataset), ws.dataset.threshold.false_alarms)
+    promised = read_scored(ws, night_days()[-1]).promised
+    return Match(matches, len(found) - len(hits), entity_days(scores, ws.dataset), promised or 0.0)
 
 
 def _print_match(ws: Workspace, match: Match) -> None:

@@ -13,6 +13,7 @@ from pipeline import tracking
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents
 from pipeline.ingest import ingest
+from pipeline.promise import read_promise
 from pipeline.report import write_report
 from pipeline.score import Scored, context_days, night_digest, plan_shards, prepare, publish, read_scored, score_shard
 from pipeline.state import read_state
@@ -25,7 +26,10 @@ log = logging.getLogger("nightsift.night")
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """What a night ended with; `skipped` where it had been done before with the same input and detector."""
+    """What a night ended with; `skipped` where it had been done before with the same input and detector.
+
+    unseen: how many entities were not there in training
+    """
 
     day: str
     rows_in: int
@@ -36,6 +40,7 @@ class Night:
     anomalous: int
     incidents: int
     silent: int
+    unseen: int
     detector: str
     report: str
     skipped: bool
@@ -100,12 +105,14 @@ def export_scores(ws: Workspace, start: datetime, end: datetime, target: Path) -
 
 
 def is_done(ws: Workspace, day: date) -> bool:
-    """Whether the day's incidents were made from today's input by today's champion."""
+    """Whether the day's incidents were made from today's input by today's champion.
+
+    Or by one that differs from it in what nights have taught its thresholds: that is for the nights to come.
+    """
     state = read_state(ws, day, "incidents")
-    return state is not None and (state.input_digest, state.detector_version) == (
-        night_digest(ws, day),
-        tracking.champion(ws).label,
-    )
+    if state is None or state.input_digest != night_digest(ws, day):
+        return False
+    return state.detector_version in tracking.siblings(ws, tracking.champion(ws).label)[1]
 
 
 def summary(ws: Workspace, day: date, page: Path, *, skipped: bool) -> Night:
@@ -116,7 +123,8 @@ def summary(ws: Workspace, day: date, page: Path, *, skipped: bool) -> Night:
     return Night(
         day=str(day), rows_in=valid.rows_in, rows_clean=valid.rows_clean, rows_quarantined=valid.rows_quarantined,
         rows_duplicate=valid.rows_duplicate, steps=scored.steps, anomalous=scored.anomalous,
-        incidents=found.incidents, silent=found.silent, detector=scored.detector, report=str(page), skipped=skipped,
+        incidents=found.incidents, silent=found.silent, unseen=scored.unseen,
+        detector=scored.detector, report=str(page), skipped=skipped,
     )  # fmt: skip
 
 
@@ -133,11 +141,18 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dic
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity").collect()
     days = entity_days(scores, ws.dataset)
     counts: dict[str, Any] = asdict(night)
-    names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent")
+    promise = read_promise(ws, day)
+    low, high = promise.lately.bounds or (0.0, 0.0)
+    names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent",
+             "unseen")  # fmt: skip
     return {
         **{name: float(counts[name]) for name in names},
         "entities": float(scored.entities),
-        "false_alarms_promised": ws.dataset.threshold.false_alarms,
+        "false_alarms_promised": promise.promised or 0.0,
+        "false_alarms_realised": promise.lately.rate or 0.0,
+        "false_alarms_realised.low": low,
+        "false_alarms_realised.high": high,
+        "false_alarms_realised.nights": float(promise.lately.nights),
         "incidents_per_entity_day": (night.incidents - night.silent) / days if days else 0.0,
         "quarantine_share": night.rows_quarantined / night.rows_in if night.rows_in else 0.0,
     }

@@ -32,7 +32,8 @@ from pipeline.chart import (
 from pipeline.config import Dataset, Feature, SequenceFeature
 from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
-from pipeline.score import units_of
+from pipeline.promise import Promise, read_promise
+from pipeline.score import read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, read_state
 from pipeline.tables import clean_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
@@ -75,7 +76,8 @@ class ReportFacts:
     around: rows of the charted incidents' entities, before and through the day, sorted by entity and event time:
         entity, event_time, score, is_anomaly, and per channel observed_<channel> and expected_<channel> in its own unit
     quarantine: reason, rows, examples (list of what stood in the row), the most frequent reason first
-    warnings: what the validation found worth a look without refusing the data
+    promise: how many false alarms were promised, and how many incidents there were
+    warnings: what the validation found worth a look without refusing the data, and who was not there in training
     """
 
     dataset: Dataset
@@ -84,6 +86,7 @@ class ReportFacts:
     incidents: pl.DataFrame
     around: pl.DataFrame
     quarantine: pl.DataFrame
+    promise: Promise
     warnings: tuple[str, ...] = ()
     detector_version: str = ""
 
@@ -144,7 +147,7 @@ def render_report(facts: ReportFacts) -> str:
         more_reasons=max(len(facts.quarantine) - MOST_REASONS, 0),
         warnings=facts.warnings,
         detector=facts.detector_version,
-        budget=words.number(facts.dataset.threshold.false_alarms),
+        budget=words.number(facts.promise.promised),
         count=words.count,
     )
 
@@ -171,14 +174,16 @@ def tight(text: str) -> str:
 
 
 def _trust(facts: ReportFacts, incidents: int) -> str:
-    """One sentence on how many of the incidents chance alone may have made."""
-    if not incidents:
-        return ""
-    entities, budget = words.count(facts.counts.entities, "entity", "entities"), facts.dataset.threshold.false_alarms
-    alone = words.number(float(f"{facts.counts.entity_days * budget:.2g}"))
+    """How many of the incidents chance alone may have made, and whether the threshold has kept its promise."""
+    line, promised = words.promise_line(facts.promise), facts.promise.promised
+    if not incidents or promised is None:
+        return line
+    entities = words.count(facts.counts.entities, "entity", "entities")
+    alone = words.number(float(f"{facts.counts.entity_days * promised:.2g}"))
     return (
-        f"The threshold promises at most {words.number(budget)} false alarms per entity and day: with {entities}, "
-        f"chance alone would raise up to about {alone} in this night, which has {words.count(incidents, 'incident')}."
+        f"The threshold promises at most {words.number(promised)} false alarms per entity and day: with {entities}, "
+        f"chance alone would raise up to about {alone} in this night, which has {words.count(incidents, 'incident')}. "
+        f"{line}"
     )
 
 
@@ -195,9 +200,11 @@ def _figures(facts: ReportFacts, incidents: int) -> list[tuple[str, str]]:
         ("entities", f"{counts.entities:,}"),
         ("steps scored", f"{counts.steps:,}"),
         ("steps anomalous", words.percent(share)),
-        ("false alarms promised per entity-day, at most", words.number(facts.dataset.threshold.false_alarms)),
+        ("false alarms promised per entity-day, at most", words.number(facts.promise.promised)),
         ("incidents per entity-day", words.number(realised)),
-    ]
+        (f"the same, not confirmed, over {words.count(facts.promise.lately.nights, 'night')}",
+         words.short(facts.promise.lately.rate)),
+    ]  # fmt: skip
 
 
 def _entries(anomalies: pl.DataFrame, facts: ReportFacts) -> Iterator[Entry]:
@@ -366,7 +373,7 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
     """What the tables say of `day`; raises `NightsiftError` where its incidents were not looked for yet."""
     state = _state(ws, day, "incidents")
     incidents = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
-    validated = _state(ws, day, "validate").counts
+    validated, unseen = _state(ws, day, "validate").counts, words.unseen_line(read_scored(ws, day))
     return ReportFacts(
         dataset=ws.dataset,
         day=day,
@@ -374,7 +381,8 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
         incidents=incidents,
         around=_around(ws, day, incidents),
         quarantine=summarise(ws.lake.scan("quarantine", quarantine_schema(ws.dataset), day, day), ws.dataset),
-        warnings=tuple(validated["warnings"]),
+        promise=read_promise(ws, day),
+        warnings=(*validated["warnings"], *([unseen] if unseen else [])),
         detector_version=state.detector_version or "",
     )
 

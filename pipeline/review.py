@@ -31,11 +31,20 @@ def record(ws: Workspace, incident: str, verdict: str, note: str, reviewer: str)
 
 def confirmed(ws: Workspace) -> pl.DataFrame:
     """The stretches (entity, start, end) whose latest verdict is `confirmed`: known to be abnormal."""
+    return _judged(ws, "confirmed")
+
+
+def dismissed(ws: Workspace) -> pl.DataFrame:
+    """The stretches (entity, start, end) whose latest verdict is `dismissed`: known to be normal."""
+    return _judged(ws, "dismissed")
+
+
+def _judged(ws: Workspace, verdict: str) -> pl.DataFrame:
     latest = (
         ws.lake.scan("verdicts", verdicts_schema())
         .sort("reviewed_at")
         .group_by("incident_id")
         .agg(pl.all().last())
-        .filter(pl.col("verdict") == "confirmed")
+        .filter(pl.col("verdict") == verdict)
     )
     return latest.select("entity", "start", "end").sort("entity", "start").collect()

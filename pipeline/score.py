@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -41,6 +41,7 @@ log = logging.getLogger("nightsift.score")
 
 PART = 2_000_000  # rows that are read at once, and
 CHUNK = 4096  # windows that are laid out at once: both bound the memory and change no score
+NAMED = 20  # entities that training did not know, by name
 SILENCE = timedelta(days=7)  # an entity that was there within this time and is gone is reported as silent
 
 
@@ -62,13 +63,21 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What was scored on a day: steps, how many of them anomalous, entities, and by which detector."""
+    """What was scored on a day: steps, how many of them anomalous, entities, and by which detector.
+
+    promised: the false alarms per entity and day that its threshold was chosen for; None without a step
+    unseen: how many of the entities were not there in training, and are judged on the scales of all
+    unseen_names: those of them that come first in the alphabet
+    """
 
     day: str
     steps: int
     anomalous: int
     entities: int
     detector: str
+    promised: float | None = None
+    unseen: int = 0
+    unseen_names: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +173,12 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
     parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
     detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
     frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(parts)])
-    frame = frame.with_columns(pl.lit(version.label).alias("detector_version"))
+    known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()
+    frame = frame.with_columns(
+        pl.lit(version.label).alias("detector_version"),
+        pl.lit(detector.threshold.budget).alias("_promised"),
+        (~pl.col("entity").is_in(known)).alias("_unseen"),
+    )
     ws.lake.stage(shard.key, frame)
     return _summary(frame, shard)
 
@@ -240,7 +254,11 @@ def read_scored(ws: Workspace, day: date) -> Scored:
 
 
 def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:
-    return Scored(shard.day, len(frame), int(frame["is_anomaly"].sum()), frame["entity"].n_unique(), shard.detector)
+    unseen = frame.filter("_unseen")["entity"].unique().sort()
+    return Scored(
+        shard.day, len(frame), int(frame["is_anomaly"].sum()), frame["entity"].n_unique(), shard.detector,
+        next(iter(frame["_promised"]), None), len(unseen), unseen.head(NAMED).to_list(),
+    )  # fmt: skip
 
 
 def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, targets: pl.Expr) -> pl.DataFrame:
@@ -400,12 +418,14 @@ def tensors(windows: Windows, laid: Laid) -> tuple[NDArray[np.float32], NDArray[
 def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:
     rows = detector.scaler.rows(steps.entity, steps.names)
     expected = detector.scaler.inverse(judged.expected, rows)
+    factor = detector.threshold.factor(steps.names)[steps.entity]
+    threshold = detector.threshold.value * factor
     score = pl.Series("score", judged.score).fill_nan(None)
     columns = [
         score,
-        pl.Series("p_value", detector.threshold.rarity.p_value(judged.score)).fill_nan(None),
-        pl.Series("threshold", np.full(len(score), detector.threshold.value)),
-        (score > detector.threshold.value).fill_null(value=False).alias("is_anomaly"),
+        pl.Series("p_value", detector.threshold.rarity.p_value(judged.score / factor)).fill_nan(None),
+        pl.Series("threshold", threshold),
+        (score > threshold).fill_null(value=False).alias("is_anomaly"),
     ]
     for c, name in enumerate(detector.channels):
         seen = steps.observed[:, c]

@@ -47,8 +47,11 @@ def client(ws: Workspace) -> "MlflowClient":
     for noisy in ("mlflow", "mlflow.store.db.utils", "alembic"):  # after the import, which sets levels of its own
         logging.getLogger(noisy).setLevel(logging.ERROR)
     ws.home.root.mkdir(parents=True, exist_ok=True)
-    mlflow.set_tracking_uri(ws.home.tracking_uri)
-    mlflow.set_registry_uri(ws.home.tracking_uri)
+    uri, given = ws.home.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    if given is None:  # MLflow sets it, and another workspace in this process would take this one's store for its own
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow.MlflowClient()
 
 
@@ -162,6 +165,14 @@ def find(ws: Workspace, alias: str) -> Version | None:
         return None
     label = version.tags["label"]
     return Version(str(version.version), label, _local_copy(ws, str(version.version), label))
+
+
+def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
+    """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
+    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
+    tags = [version.tags for version in found if "label" in version.tags]
+    origin = {each["label"]: each.get("trained", each["label"]) for each in tags}
+    return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
 
 
 def _aliased(ws: Workspace, alias: str) -> Any | None:

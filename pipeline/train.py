@@ -23,7 +23,7 @@ from pipeline.config import Dataset
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
-from pipeline.review import confirmed
+from pipeline.review import confirmed, dismissed
 from pipeline.score import (
     SILENCE,
     Judged,
@@ -131,7 +131,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     clean = _snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
         _log_inputs(ws, start, end, clean)
-        learned = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), say)
+        learned = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), dismissed(ws), say)
         trained = _register(ws, learned, say)
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
@@ -186,11 +186,13 @@ def learn(
     start: datetime,
     about: Mapping[str, Any],
     abnormal: pl.DataFrame,
+    spared: pl.DataFrame,
     say: Progress,
 ) -> "Learned":
     """A detector from clean rows, with what its evaluation needs.
 
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
+    `spared` holds those that they dismissed: they raise the thresholds of their own entities.
     """
     from models.autoencoder import AutoencoderConfig, build_autoencoder
     from models.detector import Detector
@@ -199,7 +201,9 @@ def learn(
     from models.threshold import Threshold
 
     clean = in_order(clean, dataset)
-    part = np.where(within(clean, abnormal), BEFORE, split(clean, start, dataset))
+    faulty = within(clean, abnormal)
+    part = np.where(faulty, BEFORE, split(clean, start, dataset))
+    normal = within(clean, spared) & ~faulty
     encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
     steps = build_steps(clean, dataset, encodings)
     part = part[steps.first]
@@ -225,10 +229,12 @@ def learn(
         signals=Signals(amounts(dataset), minor(dataset), ()),
         usual=_usual_runs(dataset, steps, np.isin(part, (FIT, STOP))),
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
-        threshold=Threshold.blank(dataset.threshold.false_alarms),
+        threshold=Threshold.blank(),
     )
     _fit(detector, dataset, steps, part, say)
     detector, calibrated = _calibrate(detector, dataset, steps, part, say)
+    if dataset.threshold.score is None:
+        detector = _spare(detector, steps, normal[steps.first], say)
     return Learned(detector, clean, steps, part, calibrated)
 
 
@@ -303,7 +309,7 @@ def _calibrate(
     by what its later half teaches, and the other way round (cross-fitting, as Chernozhukov and others 2018). Scores of
     the steps that they were learned from are too low, the more so the less there are.
     """
-    from models.threshold import calibrate
+    from models.threshold import Rule, calibrate
 
     targets = part == CALIBRATION
     predicted = predict(detector, steps, targets)
@@ -320,7 +326,7 @@ def _calibrate(
     chosen = np.flatnonzero(targets)
     threshold = calibrate(
         score[chosen], steps.entity[chosen], steps.time[chosen],
-        merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
+        names=steps.names, rule=Rule(*dataset.threshold.rule), merge=dataset.merge_within.total_seconds() * 1e6,
         entity_days=covered(steps, targets, dataset),
     )  # fmt: skip
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
@@ -328,7 +334,22 @@ def _calibrate(
     if threshold.aimed > threshold.budget:
         say(f"so little time can vouch for {threshold.aimed:.2g} at best: train on a longer stretch, or raise "
             "threshold.false_alarms")  # fmt: skip
+    if threshold.factors:
+        lowest, highest = min(threshold.factors.values()), max(threshold.factors.values())
+        say(f"entities differ: thresholds of their own for {len(threshold.factors):,}, {lowest:.2f} to {highest:.2f} "
+            "times that of all")  # fmt: skip
     return replace(detector, threshold=threshold), score
+
+
+def _spare(detector: "Detector", steps: Steps, normal: NDArray[np.bool_], say: Progress) -> "Detector":
+    """The detector whose thresholds lie above the dismissed steps `normal` `(n,)` of their entities, within bounds."""
+    if not normal.any():
+        return detector
+    peaks = pl.DataFrame({"entity": steps.entity, "score": judge(detector, steps, normal).score})
+    highest = peaks.fill_nan(None).drop_nulls().group_by("entity").agg(pl.col("score").max()).sort("entity")
+    dismissed = {steps.names[code]: score for code, score in highest.iter_rows()}
+    say(f"dismissed incidents inform the thresholds of {len(dismissed):,} entities")
+    return replace(detector, threshold=detector.threshold.sparing(dismissed))
 
 
 def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -418,11 +439,11 @@ def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float
 def evaluate(
     detector: "Detector", dataset: Dataset, clean: pl.DataFrame, steps: Steps, part: NDArray[np.int64]
 ) -> tuple[Evaluation, Judged]:
-    """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results."""
+    """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results, `relative`."""
     from models.threshold import cluster_peaks
 
     targets = part == HOLDOUT
-    judged = judge(detector, steps, targets)
+    judged = relative(detector, steps, judge(detector, steps, targets))
     merge = dataset.merge_within.total_seconds() * 1e6
     days = covered(steps, targets, dataset)
     chosen = np.flatnonzero(targets & np.isfinite(judged.score))
@@ -434,6 +455,11 @@ def evaluate(
     else:
         found = _find_injected_events(detector, dataset, clean, targets)
     return Evaluation(len(alarms) / days, *found, days), judged
+
+
+def relative(detector: "Detector", steps: Steps, judged: Judged) -> Judged:
+    """The results with scores over their entities' factors: what `threshold.value` is compared with."""
+    return replace(judged, score=judged.score / detector.threshold.factor(steps.names)[steps.entity])
 
 
 def _find_injected(
@@ -450,6 +476,7 @@ def _find_injected(
         inject = INJECTIONS[kinds[n % len(kinds)]]
         values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
     judged = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets)
+    judged = relative(detector, steps, judged)
     disturbed = [int(np.argmax(np.abs(values[s] - steps.values[s]).max(axis=0))) for s in stretches]
     return _tell_found(judged, detector.threshold.value, stretches, kinds, [{channel} for channel in disturbed])
 
@@ -479,7 +506,7 @@ def _find_injected_events(
     marks = injected.select("entity", "event_time", "injected").unique(["entity", "event_time"])
     number = steps.frame.join(marks, on=["entity", "event_time"], how="left", maintain_order="left")["injected"]
     which = number.fill_null(-1).to_numpy()
-    judged = judge(detector, steps, which >= 0)
+    judged = relative(detector, steps, judge(detector, steps, which >= 0))
     stretches = [np.flatnonzero(which == n) for n in range(len(made))]
     tell = [{dataset.channels.index(channel) for channel in drivers[name]} for name in names]
     told = [tell[n % len(names)] for n in range(len(made))]
@@ -576,13 +603,13 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         "holdout_entity_days": evaluation.entity_days, "injected_explained": evaluation.explained,
         **{f"injected_recall.{kind}": value for kind, value in evaluation.recall.items()},
     })  # fmt: skip
-    tracking.log_figure(figures.calibration(learned.calibrated, judged.score, threshold), "calibration")
+    tracking.log_figure(figures.calibration(_calibrated(learned), judged.score, threshold), "calibration")
     incumbent = tracking.find(ws, tracking.CHAMPION)
     with TemporaryDirectory(prefix="nightsift-") as scratch:
         folder = Path(scratch) / "detector"
         detector.save(folder)
         tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
-        version = tracking.register(ws, folder, _weights_digest(detector), tags)
+        version = tracking.register(ws, folder, weights_digest(detector), tags)
     promoted, reason = _compare(ws, evaluation, incumbent, learned)
     if promoted:
         tracking.promote(ws, version.number)
@@ -593,6 +620,11 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         entities=len(steps.names), threshold=threshold.value,
         budget=threshold.budget, realised=evaluation.realised, injected_recall=evaluation.injected_recall, seconds=0.0,
     )  # fmt: skip
+
+
+def _calibrated(learned: Learned) -> NDArray[np.float64]:
+    """The calibration scores over their entities' factors."""
+    return learned.calibrated / learned.detector.threshold.factor(learned.steps.names)[learned.steps.entity]
 
 
 def _compare(
@@ -617,10 +649,12 @@ def _compare(
     return True, f"promoted: {words}"
 
 
-def _weights_digest(detector: "Detector") -> str:
+def weights_digest(detector: "Detector") -> str:
     """16 hex digits of what the detector has learned."""
     state = hashlib.sha256()
-    threshold = np.array([detector.threshold.value, *detector.threshold.rarity.quantiles])
+    learned = detector.threshold
+    own = (factor for entity in (learned.factors, learned.adapted) for _, factor in sorted(entity.items()))
+    threshold = np.array([learned.value, *learned.rarity.quantiles, *own])
     forms = (view.form for view in detector.views)
     for array in (*detector.model.get_weights(), detector.scaler.center, *forms, threshold):
         state.update(np.ascontiguousarray(array).tobytes())

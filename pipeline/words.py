@@ -10,6 +10,8 @@ import polars as pl
 
 from pipeline.config import Dataset, Feature, SequenceFeature, format_duration
 from pipeline.incidents import EVERYONE
+from pipeline.promise import Promise
+from pipeline.score import Scored
 
 NOTHING = "–"
 # Up to this long, a stretch of time is told to the second.
@@ -211,3 +213,38 @@ def _silence(silent: pl.DataFrame, dataset: Dataset, day: date) -> str:
     names = sorted({who(row) for row in silent.iter_rows(named=True)})
     shown = names[:3] + ([count(len(names) - 3, "other")] if len(names) > 3 else [])
     return f"; {listing(shown)} sent nothing for a while"
+
+
+def promise_line(promise: Promise) -> str:
+    """Promised against realised in one sentence; empty where nothing was scored."""
+    lately = promise.lately
+    if promise.promised is None or lately.bounds is None:
+        return ""
+    low, high = (short(bound) for bound in lately.bounds)
+    over = "In this night" if lately.nights == 1 else f"Over the last {lately.nights} nights"
+    were = "was" if lately.incidents == 1 else "were"
+    verdict = "the promise is kept"
+    if lately.bounds[0] > promise.promised:
+        verdict = "more than promised; confirm those that are real and dismiss the others, for training to heed"
+    return (
+        f"{over} there {were} {count(lately.incidents, 'incident')} that nobody confirmed in "
+        f"{short(lately.entity_days)} entity-days, {short(lately.rate)} per entity and day ({low} to {high} "
+        f"by what such a count can tell), where at most {number(promise.promised)} are promised: {verdict}."
+    )
+
+
+def unseen_line(scored: Scored) -> str:
+    """Which entities training did not know, in one sentence; empty where it knew them all."""
+    if scored.unseen == 0:
+        return ""
+    names = [clean_text(name) for name in scored.unseen_names[:3]]
+    shown = names + ([count(scored.unseen - len(names), "other")] if scored.unseen > len(names) else [])
+    verb = "was not there in training and is" if scored.unseen == 1 else "were not there in training and are"
+    return f"{listing(shown)} {verb} judged on the scales of all"
+
+
+def short(value: float | None) -> str:
+    """`value` with two significant digits, or whole where it has more."""
+    if value is None or value == 0 or not math.isfinite(value):
+        return number(value)
+    return number(float(f"{value:.2g}")) if abs(value) < 100 else f"{value:,.0f}"

@@ -23,7 +23,7 @@ def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("datasets") / "datasets"
     shutil.copytree(SHIPPED, folder)
     pumps = (folder / "pumps.yaml").read_text().replace("name: pumps", "name: fans", 1)
-    zoned = pumps.replace("zone: UTC", "zone: Europe/Berlin", 1)
+    zoned = pumps.replace("zone: UTC", "zone: Europe/Berlin", 1).replace("{false_al", "{adapt: true, false_al", 1)
     (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\n')
     (folder / "broken.yaml").write_text(pumps.replace("name: fans", "name: broken", 1).replace("entity:", "entty:", 1))
     return read_dags(folder)
@@ -97,6 +97,14 @@ def test_the_schedule_of_the_yaml_runs_the_night(changed: dict[str, Any]) -> Non
     assert fans["timetable"] == "CronDataIntervalTimetable"
     assert pumps["timetable"] == "NullTimetable"
     assert changed["dags"]["fans_train"]["timetable"] == "NullTimetable"
+
+
+def test_adapt_in_the_yaml_ends_the_night_with_it(changed: dict[str, Any]) -> None:
+    """The thresholds are adapted once all is told, and by nobody who did not ask for it."""
+    fans = changed["dags"]["fans_nightly"]
+    assert fans["leaves"] == ["adapt"]
+    assert "notify" in fans["tasks"]["adapt"]["after"]
+    assert "adapt" not in changed["dags"]["pumps_nightly"]["tasks"]
 
 
 def test_a_broken_yaml_is_shown_and_takes_nothing_down(changed: dict[str, Any], shipped: dict[str, Any]) -> None:

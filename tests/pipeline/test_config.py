@@ -95,6 +95,9 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"schedule": "daily"}, "schedule 'daily' is not a cron expression of five fields"),
         ({"training": {"calibration": 0.6, "holdout": 0.4}}, "must leave at least a tenth"),
         ({"threshold": {"false_alarms": 0}}, "threshold.false_alarms: .*greater than 0"),
+        ({"threshold": {"false_alarms": 0.1, "score": 3}}, "threshold: give one of .*not false_alarms and score"),
+        ({"threshold": {"quantile": 1.5}}, "threshold.quantile: .*less than 1"),
+        ({"threshold": {"score": 3, "adapt": True}}, "threshold: adapt is for false_alarms, p_value or quantile"),
         ({"window": {"steps": 0}}, "window.steps: "),
         ({"name": "other"}, "name: is 'other' but the file is called demo.yaml"),
     ],
@@ -212,6 +215,16 @@ def test_lookback_and_merging_follow_from_the_kind() -> None:
 def test_channels_are_features_then_sequence_features() -> None:
     """In the order of the YAML."""
     assert dataset(EVENTS).channels == ["amount", "shop", "since_last"]
+
+
+def test_a_threshold_is_stated_in_one_way_by_default_as_a_budget() -> None:
+    """0.05 false alarms where none is given; a dataset that is written out and read again states the same."""
+    assert dataset().threshold.rule == ("false_alarms", 0.05)
+    assert dataset(threshold={"adapt": True}).threshold.rule == ("false_alarms", 0.05)
+    for name, value in (("false_alarms", 0.2), ("p_value", 1e-5), ("quantile", 0.999), ("score", 3.0)):
+        stated = dataset(threshold={name: value})
+        assert stated.threshold.rule == (name, value)
+        assert Dataset(**stated.model_dump(mode="json")).threshold == stated.threshold
 
 
 def test_the_digest_changes_with_what_decides_the_tables_only() -> None:

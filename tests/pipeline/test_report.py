@@ -3,7 +3,7 @@
 import html.parser
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from pipeline.config import Dataset, Home
 from pipeline.errors import NightsiftError
 from pipeline.lake import Lake
 from pipeline.report import MOST_CARDS, join_scores, read_facts, render_report, summarise, surroundings, write_report
+from pipeline.score import Scored
 from pipeline.state import State, write_state
 from pipeline.tables import clean_schema, incidents_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -100,6 +101,8 @@ def fill(ws: Workspace, rows: pl.DataFrame, incidents: list[dict], quarantine: l
         "rows_duplicate": 4, "warnings": list(warnings),
     }  # fmt: skip
     write_state(ws, State(DAY, "validate", "i", "c", counts=counts))
+    scored = Scored(str(DAY), clean, 0, rows["entity"].n_unique(), "7-abc", 0.05)
+    write_state(ws, State(DAY, "score", "i", "c", "7-abc", asdict(scored)))
     write_state(ws, State(DAY, "incidents", "i", "c", "7-abc", {}))
 
 
@@ -186,8 +189,19 @@ def test_report_counts_the_night(night: Workspace) -> None:
     assert figures == {
         "rows in": "585", "clean": "576", "quarantined": "5", "duplicates left out": "4", "entities": "2",
         "steps scored": "576", "steps anomalous": "2 %", "false alarms promised per entity-day, at most": "0.05",
-        "incidents per entity-day": "0.5",
+        "incidents per entity-day": "0.5", "the same, not confirmed, over 1 night": "0.5",
     }  # fmt: skip
+
+
+def test_report_says_what_was_promised_and_who_was_not_there_in_training(night: Workspace) -> None:
+    """One sentence compares promise and incidents; entities that training did not know are a warning, by name."""
+    scored = Scored(str(DAY), 576, 13, 2, "7-abc", 0.05, 2, ["pump-8", NASTY])
+    write_state(night, State(DAY, "score", "i", "c", "7-abc", asdict(scored)))
+    text = page_of(night).text
+    assert "In this night there was 1 incident that nobody confirmed in 2 entity-days, 0.5 per entity and day" in text
+    assert "where at most 0.05 are promised: the promise is kept." in text
+    assert f"pump-8 and {NASTY} were not there in training and are judged on the scales of all" in text
+    assert NASTY not in write_report(night, DAY).read_text()
 
 
 def test_quarantine_is_shown_by_kind_of_reason_with_examples(night: Workspace) -> None:
@@ -315,6 +329,7 @@ def test_a_day_in_another_zone_is_told_in_that_zone(tmp_path: Path) -> None:
     ws.lake.replace("incidents", day, table([incident("pump-1", start, end, VIBRATION)], incidents_schema()))
     counts = {"rows_in": 0, "rows_clean": 0, "rows_quarantined": 0, "rows_duplicate": 0, "warnings": []}
     write_state(ws, State(day, "validate", "i", "c", counts=counts))
+    write_state(ws, State(day, "score", "i", "c", "7-abc", asdict(Scored(str(day), 0, 0, 0, "7-abc"))))
     write_state(ws, State(day, "incidents", "i", "c", "7-abc", {}))
     text = Outline(write_report(ws, day).read_text()).text
     assert "pump-1 from 01:30 CET to 03:30 CEST Europe/Berlin (1 h)" in text

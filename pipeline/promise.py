@@ -1,0 +1,90 @@
+"""Promised against realised: what the threshold of a night allows, and how many incidents there were in fact."""
+
+from dataclasses import dataclass
+from datetime import date, timedelta
+
+import polars as pl
+from scipy.stats import chi2
+
+from pipeline.config import Dataset
+from pipeline.review import confirmed
+from pipeline.score import Scored, read_scored
+from pipeline.state import states
+from pipeline.tables import incidents_schema
+from pipeline.workspace import Workspace
+
+NIGHTS = 28  # up to and with the night itself
+CONFIDENCE = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Incidents that nobody confirmed, over the entity-days of some nights."""
+
+    nights: int
+    incidents: int
+    entity_days: float
+
+    @property
+    def rate(self) -> float | None:
+        """Incidents per entity and day; None where nothing was scored."""
+        return self.incidents / self.entity_days if self.entity_days else None
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        """Between which the true rate lies, nine times out of ten: the exact Poisson interval (Garwood 1936)."""
+        if not self.entity_days:
+            return None
+        out = (1 - CONFIDENCE) / 2
+        low = chi2.ppf(out, 2 * self.incidents) / 2 if self.incidents else 0.0
+        high = chi2.ppf(1 - out, 2 * self.incidents + 2) / 2
+        return float(low) / self.entity_days, float(high) / self.entity_days
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What a night's threshold promised, and what came of it: in this night, and in those of the same promise.
+
+    promised: false alarms per entity and day, at most; None where nothing was scored
+    """
+
+    promised: float | None
+    tonight: Tally
+    lately: Tally
+
+
+def read_promise(ws: Workspace, day: date) -> Promise:
+    """What the tables say of `day` and the 27 days before it; raises `NightsiftError` where `day` is not scored.
+
+    A night whose threshold promised something else does not count. Silences are no false alarms of a threshold.
+    """
+    tonight = read_scored(ws, day)
+    first = day - timedelta(days=NIGHTS - 1)
+    recorded = states(ws, "score").filter(pl.col("day").is_between(first, day))
+    scored = [read_scored(ws, d) for d in recorded["day"]]
+    same = [night for night in scored if night.promised == tonight.promised]
+    incidents = ws.lake.scan("incidents", incidents_schema(), first, day).filter(pl.col("kind") != "silent").collect()
+    open_ones = unconfirmed(incidents, confirmed(ws))
+    return Promise(
+        tonight.promised, _tally([tonight], open_ones, ws.dataset), _tally(same, open_ones, ws.dataset)
+    )  # fmt: skip
+
+
+def unconfirmed(incidents: pl.DataFrame, stretches: pl.DataFrame) -> pl.DataFrame:
+    """The incidents that overlap none of their entity's `stretches` (entity, start, end)."""
+    pairs = incidents.select("incident_id", "entity", "start", "end").join(stretches, on="entity", suffix="_real")
+    real = pairs.filter((pl.col("start") <= pl.col("end_real")) & (pl.col("end") >= pl.col("start_real")))
+    return incidents.join(real.select("incident_id").unique(), on="incident_id", how="anti")
+
+
+def _tally(nights: list[Scored], incidents: pl.DataFrame, dataset: Dataset) -> Tally:
+    """An incident over several nights counts once."""
+    inside = incidents.filter(pl.col("day").cast(pl.String).is_in([night.day for night in nights]))
+    return Tally(len(nights), inside["incident_id"].n_unique(), sum(_entity_days(night, dataset) for night in nights))
+
+
+def _entity_days(night: Scored, dataset: Dataset) -> float:
+    """As `pipeline.incidents.entity_days` counts them."""
+    if dataset.cadence is not None:
+        return night.steps * (dataset.cadence / timedelta(days=1))
+    return float(night.entities)
