@@ -95,12 +95,13 @@ class Threshold:
 
 def calibrate(
     score: NDArray[np.float64], run: NDArray[np.int64], time: NDArray[np.int64], *, merge: float, budget: float,
-    entity_days: float,
+    entity_days: float, tail: float = TAIL_SHARE,
 ) -> Threshold:  # fmt: skip
     """The threshold for `budget` false incidents per entity and day, from scores of normal steps.
 
     score: `(n,)`, ordered by entity and time; run: `(n,)` code of the entity; time: `(n,)` microseconds;
-    merge: microseconds up to which two anomalous steps are one incident; entity_days: how much time `score` covers.
+    merge: microseconds up to which two anomalous steps are one incident; entity_days: how much time `score` covers;
+    tail: the share of the scores that the tail of p-values is fitted to.
     Raises `ValueError` where there are no finite scores.
     """
     kept = np.isfinite(score)
@@ -116,7 +117,7 @@ def calibrate(
         aimed=max(budget, LEAST / entity_days),
         expected=len(cluster_peaks(score, run, time, value, merge)) / entity_days,
         entity_days=entity_days,
-        rarity=Rarity.learn(score),
+        rarity=Rarity.learn(score, tail),
     )
 
 

@@ -327,20 +327,19 @@ def _calibrate(
 
     The threshold stands on scores of steps that the views or signals were not learned from: each entity's earlier half
     by what its later half teaches, and the other way round (cross-fitting, as Chernozhukov and others 2018). Scores of
-    the steps that they were learned from are too low, the more so the less there are. Events that are `known` to have
-    been anomalous teach no more than how often a score is.
+    the steps that they were learned from are too low, the more so the less there are.
     """
-    from models.threshold import calibrate
+    from models.threshold import TAIL_SHARE, calibrate
 
     targets = part == CALIBRATION
-    predicted = replace(predict(detector, steps, targets | (part == KNOWN)), targets=targets)
+    predicted = predict(detector, steps, targets | (part == KNOWN))
     if not np.isfinite(predicted.error[targets]).any():
         raise GateRefusedError(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
-    later = _later_half(steps, targets)
+    later = _later_half(steps, predicted.targets)
     score = np.full(len(targets), np.nan)
-    for learned, scored in ((targets & later, targets & ~later), (targets & ~later, targets & later)):
+    for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later)):
         other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), known)
         score[scored] = weigh(other, steps, predicted).score[scored]
     detector = _learn_to_judge(detector, dataset, steps, predicted, known)
@@ -349,6 +348,8 @@ def _calibrate(
         score[chosen], steps.entity[chosen], steps.time[chosen],
         merge=dataset.merge_within.total_seconds() * 1e6, budget=dataset.threshold.false_alarms,
         entity_days=covered(steps, targets, dataset),
+        # Where rates are high, normal events crowd together: no smooth tail goes on from there.
+        tail=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
     )  # fmt: skip
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
@@ -369,30 +370,33 @@ def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def _learn_to_judge(
     detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted, known: NDArray[np.float64]
 ) -> "Detector":
-    """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals."""
+    """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals.
+
+    Targets that are `known` to have been anomalous teach no rarity, and all that are known how often a score is.
+    """
     from models.threshold import Rarity
 
     if dataset.kind == "sensor":
         return replace(detector, views=_learn_views(detector, dataset, steps, predicted))
     signals = event_signals(detector, steps, predicted)
-    rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals[predicted.targets].T)
+    normal = predicted.targets & (known != 1)
+    rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals[normal].T)
     judging = replace(detector.signals, rarities=rarities)
     if judging.rates:
-        judging = replace(judging, odds=_learn_odds(judging, signals, predicted.targets, known))
+        told = predicted.targets & np.isfinite(known)
+        judging = replace(judging, odds=_learn_odds(judging, signals[told], known[told]))
     return replace(detector, signals=judging)
 
 
-def _learn_odds(
-    judging: "Signals", signals: NDArray[np.float64], targets: NDArray[np.bool_], known: NDArray[np.float64]
-) -> "Odds | None":
-    """How often an event of a score without rates is anomalous, by labels of the targets and of anomalous events."""
+def _learn_odds(judging: "Signals", signals: NDArray[np.float64], known: NDArray[np.float64]) -> "Odds | None":
+    """How often an event of a score without rates is anomalous, from labelled events."""
     from models.scores import Odds, surprise
 
     signals = signals.copy()
     signals[:, list(judging.rates)] = np.nan
     score, _ = surprise(signals, replace(judging, odds=None))
-    chosen = np.isfinite(score) & ((targets & (known == 0)) | (known == 1))
-    return Odds.learn(score[chosen], known[chosen])
+    seen = np.isfinite(score)
+    return Odds.learn(score[seen], known[seen])
 
 
 def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
