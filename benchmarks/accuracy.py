@@ -1,14 +1,15 @@
 """Accuracy on labelled data that nobody made for this project, through the commands that a user runs.
 
 `python -m benchmarks.accuracy [--sets skab asd …] --json FILE`. Every dataset's YAML is the one that `nightsift init`
-writes. Beside ours stand baselines that cost a line or two (benchmarks/_rivals.py) and, for card payments,
-the amount over the customer's mean.
+writes, but for the labels that `transactions-labels` declares. Beside ours stand baselines that cost a line or two
+(benchmarks/_rivals.py) and, for card payments, the amount over the customer's mean, or a rule on the same labels.
 """
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 
 import polars as pl
@@ -23,7 +24,12 @@ RIVALS = {
     "IsolationForest": _rivals.isolation_forest,
     "PCA": _rivals.principal_components,
 }
-SETS = ("skab", *SERIES, "transactions")
+OTHERS: dict[str, Callable[..., Result]] = {
+    "skab": _skab.measure,
+    "transactions": _transactions.measure,
+    "transactions-labels": partial(_transactions.measure, labelled=True),
+}
+SETS = ("skab", *SERIES, "transactions", "transactions-labels")
 DAY = timedelta(days=1)
 
 
@@ -36,7 +42,7 @@ def measure(quick: bool, scratch: Path, sets: Sequence[str]) -> Result:
         if name in SERIES:
             found[name] = series(name, folder, quick=quick)
         else:
-            found[name] = {"skab": _skab, "transactions": _transactions}[name].measure(quick, folder)
+            found[name] = OTHERS[name](quick, folder)
         print(name, json.dumps(found[name], default=float), file=sys.stderr)  # a later set's failure takes none away
     return found
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from models.autoencoder import AutoencoderConfig, load_model, save_model
 from models.scaler import RobustScaler
-from models.scores import Signals, View
+from models.scores import Odds, Signals, View
 from models.threshold import Rarity, Tail, Threshold
 
 FORMAT = 3
@@ -47,6 +47,7 @@ class Detector:
     def save(self, folder: Path) -> None:
         """Write the detector into `folder` (made where missing): JSON, arrays and weights, no pickle."""
         folder.mkdir(parents=True, exist_ok=True)
+        odds = self.signals.odds
         save_model(self.model, self.config, folder / "model")
         facts = {
             "format": FORMAT,
@@ -61,6 +62,8 @@ class Detector:
             ],
             "amounts": [list(amount) for amount in self.signals.amounts],
             "minor": list(self.signals.minor),
+            "rates": list(self.signals.rates),
+            "odds": odds and [odds.score.tolist(), odds.share.tolist()],
             "threshold": {name: getattr(self.threshold, name) for name in THRESHOLD},
             "rarities": [{"tail": asdict(rarity.tail), "steps": rarity.steps} for rarity in self._rarities],
         }
@@ -111,12 +114,20 @@ class Detector:
                     for n, view in enumerate(facts["views"])
                 ),
                 signals=Signals(
-                    tuple((a, r, logged) for a, r, logged in facts["amounts"]), tuple(facts["minor"]), tuple(rarities)
+                    tuple((a, r, logged) for a, r, logged in facts["amounts"]),
+                    tuple(facts["minor"]),
+                    tuple(rarities),
+                    tuple(facts.get("rates", ())),
+                    _odds(facts.get("odds")),
                 ),
                 usual=arrays["usual"],
                 groups=facts["groups"],
                 threshold=Threshold(**facts["threshold"], rarity=rarity),
             )
+
+
+def _odds(facts: list[list[float]] | None) -> Odds | None:
+    return None if facts is None else Odds(*(np.array(fact) for fact in facts))
 
 
 def _scaler(names: list[str], center: NDArray[np.float64], scale: NDArray[np.float64]) -> RobustScaler:

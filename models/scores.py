@@ -7,7 +7,9 @@ the mean square and with half the weight the Mahalanobis distance, so that a lou
 quiet ones both show; that of inputs is the mean square alone, as it must hold for levels that were not seen together.
 
 An event is judged by how rare it is: its amount, its amount against history and expectation, the errors of what else
-was measured, and, with less weight, those of categories and of habits such as the time since the last event.
+was measured, and, with less weight, those of categories and of habits such as the time since the last event. What is
+known of it from the labels of earlier events, such as a shop's share of frauds, counts as much as a surprise that was
+followed by an anomaly as often.
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from models.scaler import RobustScaler
 from models.threshold import Rarity
@@ -28,6 +31,7 @@ UNIT = 0.99  # the quantile of normal scores that is a view's 1
 INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
 MINOR = 0.5  # weight of a minor channel
 POWER = 3  # of the surprises that are added up: several moderate ones count, many small ones hardly
+LABELLED = 20  # anomalies among the labels, from which on they tell how often a surprise is one
 BEYOND = 2.0  # decades beyond what calibration has seen, up to which it can tell how rare something is
 
 
@@ -50,6 +54,34 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Odds:
+    """How often an event of a score is anomalous, as labels have it: never less often than one of a lower score.
+
+    score, share: `(m,)` float64, both ascending
+    """
+
+    score: NDArray[np.float64]
+    share: NDArray[np.float64]
+
+    @classmethod
+    def learn(cls, score: NDArray[np.float64], anomalous: NDArray[np.float64]) -> "Odds | None":
+        """From labelled events: `score` `(n,)`, `anomalous` `(n,)` 0 or 1; None where too few are anomalous.
+
+        By isotonic regression (Barlow and others 1972), each block of which stands at the mean of its scores.
+        """
+        if np.sum(anomalous) < LABELLED:
+            return None
+        order = np.lexsort((-anomalous, score))  # so that equal scores are in one block
+        fitted = isotonic_regression(anomalous[order])
+        starts, count = fitted.blocks[:-1], np.diff(fitted.blocks)
+        return cls(np.add.reduceat(score[order], starts) / count, fitted.x[starts])
+
+    def surprise(self, share: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The score at which the `share` `(n,)` of the events is anomalous; 0 below what any score has."""
+        return np.interp(share, self.share, self.score, left=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class Signals:
     """What an event is judged by.
 
@@ -57,11 +89,15 @@ class Signals:
         channel holds its logarithm already
     minor: the numbers of the channels that have less weight
     rarities: of each channel's signal, and behind them of each amount's ratio to what was expected, as `signals` has it
+    rates: the numbers of the channels that hold a share of labelled events that were anomalous
+    odds: of a score without the rates; None where too few labels are known
     """
 
     amounts: tuple[tuple[int, int, bool], ...]
     minor: tuple[int, ...]
     rarities: tuple[Rarity, ...]
+    rates: tuple[int, ...] = ()
+    odds: Odds | None = None
 
 
 def smooth(error: NDArray[np.float32], sequence: NDArray[np.int64], alpha: float) -> NDArray[np.float32]:
@@ -195,18 +231,19 @@ def signals(
     expected: NDArray[np.float32],
     error: NDArray[np.float32],
     amounts: Sequence[tuple[int, int, bool]],
+    rates: Sequence[int] = (),
 ) -> NDArray[np.float64]:
     """What events are judged by, `(n, channels + amounts)`: the higher, the more suspicious; NaN where not observed.
 
-    An amount and its ratio to history stand for themselves, every other channel for the size of its error. Behind them
-    each amount's log ratio to what was expected. `values` and `expected` `(n, channels)` are in the channels' own
-    units, `error` is standardised.
+    An amount, its ratio to history and a rate of labels stand for themselves, every other channel for the size of its
+    error. Behind them each amount's log ratio to what was expected. `values` and `expected` `(n, channels)` are in the
+    channels' own units, `error` is standardised.
     """
     out = np.abs(error).astype(np.float64)
     ratios = []
-    for amount, ratio, logged in amounts:
-        for channel in (amount, ratio):
-            out[:, channel] = np.where(np.isnan(error[:, channel]), np.nan, values[:, channel])
+    for channel in (*rates, *(channel for amount, ratio, _ in amounts for channel in (amount, ratio))):
+        out[:, channel] = np.where(np.isnan(error[:, channel]), np.nan, values[:, channel])
+    for amount, _, logged in amounts:
         seen, wanted = (part[:, amount].astype(np.float64) for part in (values, expected))
         off = seen - wanted if logged else np.log1p(np.maximum(seen, 0)) - np.log1p(np.maximum(wanted, 0))
         ratios.append(np.where(np.isnan(error[:, amount]), np.nan, off))
@@ -218,7 +255,8 @@ def surprise(signal: NDArray[np.float64], about: Signals) -> tuple[NDArray[np.fl
 
     The score is the 3-norm of the channels' surprises, each the negative decimal logarithm of how
     often a normal event has such a signal. An amount surprises by itself or by its two ratios together, whichever is
-    more; a minor channel has less weight, and no more surprise than calibration can vouch for.
+    more; a minor channel has less weight, and no more surprise than calibration can vouch for. A rate of labels lifts
+    the score to the one at which as many events are anomalous, where that is known.
     """
     rare = np.column_stack([-np.log10(r.p_value(signal[:, c])) for c, r in enumerate(about.rarities)])
     channels = signal.shape[1] - len(about.amounts)
@@ -233,5 +271,15 @@ def surprise(signal: NDArray[np.float64], about: Signals) -> tuple[NDArray[np.fl
         part[:, amount] = np.where(np.isnan(half), rare[:, amount] ** POWER, half)
         part[:, ratio] = np.where(np.isnan(part[:, ratio]), np.nan, np.nan_to_num(half))
         part[:, amount] += np.where(np.isnan(part[:, ratio]), np.nan_to_num(half), 0)
+    if about.odds is not None:
+        _lift(part, signal, about.rates, about.odds)
     seen = np.isfinite(part).any(axis=1)
     return np.where(seen, np.nansum(part, axis=1) ** (1 / POWER), np.nan), shares(part)
+
+
+def _lift(part: NDArray[np.float64], signal: NDArray[np.float64], rates: Sequence[int], odds: Odds) -> None:
+    """Give each rate's channel of `part` `(n, channels)`, in place, what it lifts the sum by."""
+    part[:, list(rates)] = np.where(np.isnan(signal[:, list(rates)]), np.nan, 0)
+    for channel in rates:
+        lifted = odds.surprise(signal[:, channel]) ** POWER - np.nansum(part, axis=1)
+        part[:, channel] = np.where(np.isnan(part[:, channel]), np.nan, np.maximum(lifted, 0))

@@ -142,12 +142,13 @@ class Threshold:
 
 def calibrate(
     score: NDArray[np.float64], run: NDArray[np.int64], time: NDArray[np.int64], *, names: Sequence[str], rule: Rule,
-    merge: float, entity_days: float,
+    merge: float, entity_days: float, tail_share: float = TAIL_SHARE,
 ) -> Threshold:  # fmt: skip
     """The threshold by `rule`, from scores of normal steps.
 
     score: `(n,)`, ordered by entity and time; run: `(n,)` code of the entity in `names`; time: `(n,)` microseconds;
-    merge: microseconds up to which two anomalous steps are one incident; entity_days: how much time `score` covers.
+    merge: microseconds up to which two anomalous steps are one incident; entity_days: how much time `score` covers;
+    tail_share: of the scores, that the tail of p-values is fitted to.
     Raises `ValueError` where there are no finite scores.
     """
     kept = np.isfinite(score)
@@ -160,7 +161,7 @@ def calibrate(
         factors = {names[code]: factor for code, factor in enumerate(own.tolist()) if factor != 1}
         score = score / others
     start = float(np.quantile(score, 1 - TAIL_SHARE))
-    peaks, rarity = cluster_peaks(score, run, time, start, merge), Rarity.learn(score)
+    peaks, rarity = cluster_peaks(score, run, time, start, merge), Rarity.learn(score, tail_share)
     if rule.kind == "false_alarms":
         value = _level(peaks, max(cautious(rule.amount * entity_days), LEAST), start)
     else:

@@ -139,7 +139,7 @@ def check(
     datasets: Datasets = None,
     as_json: Json = False,
 ) -> None:
-    """Check every YAML, every suite, and that the sources can be reached."""
+    """Check every YAML, every suite, that sources and labels can be reached, and that no feature sees a label early."""
     from pipeline.onboard import check as check_all
 
     findings = [f for f in check_all(datasets_dir(datasets), Home.at(home)) if name in (None, f.dataset)]
@@ -162,8 +162,9 @@ def ingest(
     ws = _open(name, home, datasets)
     days = days_of(ws.dataset, first, last) if first and last else [None]
     result = run(ws, days[0], days[-1])
+    labels = f"{result.labels:,} labels, {result.labels_unknown:,} of them of unknown events"
     _show(asdict(result), as_json, f"{name}: {result.files} new files, {result.known} known, {result.rows:,} rows "
-          f"on {len(result.days)} days")  # fmt: skip
+          f"on {len(result.days)} days{', ' + labels if ws.dataset.labels else ''}")  # fmt: skip
 
 
 @app.command()

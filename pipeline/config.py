@@ -129,11 +129,17 @@ class Feature(Strict):
 
 
 class SequenceFeature(Strict):
-    """A feature of an event that comes from the same entity's earlier events, never from later ones."""
+    """A feature of an event that comes from earlier events, never from later ones: from those of the same entity.
+
+    A label_rate comes from the labels of all entities' events of the same category, as old as `labels.delay`.
+    """
 
     name: str = Field(pattern=NAME)
-    kind: Literal["time_since_last", "ratio_to_history", "rolling_count", "rolling_sum"]
-    of: str | None = Field(None, description="the numeric feature that ratio_to_history and rolling_sum work on")
+    kind: Literal["time_since_last", "ratio_to_history", "rolling_count", "rolling_sum", "label_rate"]
+    of: str | None = Field(
+        None, description="the numeric feature that ratio_to_history and rolling_sum work on; for label_rate the "
+        "categorical feature, or the entity's column, whose rate it is",
+    )  # fmt: skip
     over: Duration | None = Field(None, description="how far back it looks, such as 1h, 1d or 30d")
 
     @model_validator(mode="after")
@@ -142,7 +148,35 @@ class SequenceFeature(Strict):
             raise ValueError(f"{self.kind} needs of: the name of a numeric feature")
         if self.kind != "time_since_last" and self.over is None:
             raise ValueError(f"{self.kind} needs over: how far back it looks, such as 1d")
+        if self.kind == "label_rate" and not self.of:
+            raise ValueError("label_rate needs of: the name of a categorical feature, or the entity's column")
+        if self.kind == "label_rate" and self.over is not None and self.over % timedelta(days=1):
+            raise ValueError("label_rate counts whole days; give over: such as 7d")
         return self
+
+
+class Labels(Strict):
+    """Which events turned out to be anomalous, as is known some time later: files with an event's id and its label."""
+
+    path: str = Field(min_length=1, description="a file or a glob, as source.path")
+    format: Literal["parquet", "csv", "ndjson"] | None = Field(
+        None, description="guessed from the path's ending when left out"
+    )
+    event_id: str = Field(min_length=1, description="the files' column with the event's id")
+    label: str = Field(min_length=1, description="the files' column that says 1 or true of an anomalous event, else 0")
+    delay: Duration = Field(description="a label is known this long after its event; whole days")
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        if self.delay % timedelta(days=1):
+            raise ValueError("labels are used by the day; give delay: in whole days, such as 7d")
+        if self.guess_format() is None:
+            raise ValueError(f"cannot tell the format of {self.path!r}; add format: parquet, csv or ndjson")
+        return self
+
+    def guess_format(self) -> str | None:
+        """The format by declaration or by the path's ending; None where neither tells."""
+        return self.format or next((kind for ending, kind in FORMATS.items() if self.path.endswith(ending)), None)
 
 
 class Window(Strict):
@@ -263,6 +297,7 @@ class Dataset(Strict):
     )
     features: list[Feature] = Field(min_length=1)
     sequence_features: list[SequenceFeature] = Field(default_factory=list)
+    labels: Labels | None = Field(None, description="transaction only: what is known of earlier events by now")
     suite: str | None = Field(None, description="the Great Expectations suite, relative to the YAML")
     grid: Grid = Grid()
     window: Window = Window()
@@ -295,6 +330,13 @@ class Dataset(Strict):
             raise ValueError("cadence is for kind: sensor; transactions come at any time")
         if self.kind == "transaction" and self.grid != Grid():
             raise ValueError("grid is for kind: sensor; transactions stand one after another")
+        if self.labels is not None and self.kind == "sensor":
+            raise ValueError("labels are for kind: transaction; an incident of a sensor is confirmed by a review")
+        if self.labels is not None and self.event_id is None:
+            raise ValueError("labels need event_id: the source column that identifies an event")
+        if self.label_rates and self.labels is None:
+            raise ValueError(f"sequence feature {self.label_rates[0].name!r}: label_rate needs labels: with path, "
+                             "event_id, label and delay")  # fmt: skip
         self._check_names()
         return self
 
@@ -305,8 +347,13 @@ class Dataset(Strict):
             if self.channels.count(name) > 1:
                 raise ValueError(f"the feature name {name!r} is used twice")
         numeric = [feature.name for feature in self.features if feature.type == "numeric"]
+        grouped = [*(feature.name for feature in self.features if feature.type == "categorical"), self.entity]
         for feature in self.sequence_features:
-            if feature.of is not None and feature.of not in numeric:
+            if feature.kind == "label_rate":
+                if feature.of not in grouped:
+                    raise ValueError(f"sequence feature {feature.name!r}: of: {feature.of!r} is neither a categorical "
+                                     f"feature nor the entity's column; there are {', '.join(grouped)}")  # fmt: skip
+            elif feature.of is not None and feature.of not in numeric:
                 raise ValueError(f"sequence feature {feature.name!r}: of: {feature.of!r} is no numeric feature; "
                                  f"there are {', '.join(numeric) or 'none'}")  # fmt: skip
 
@@ -329,6 +376,18 @@ class Dataset(Strict):
             assert self.cadence is not None
             return self.cadence * self.window_length * (WARM_UP + 2)  # a window, and one more for what gaps take away
         return timedelta(days=30)
+
+    @property
+    def label_rates(self) -> list[SequenceFeature]:
+        """The sequence features that come from labels."""
+        return [feature for feature in self.sequence_features if feature.kind == "label_rate"]
+
+    @property
+    def label_reach(self) -> timedelta:
+        """How far before an event the labels lie that its label rates count; nothing without such features."""
+        if self.labels is None or not self.label_rates:
+            return timedelta()
+        return self.labels.delay + max(feature.over for feature in self.label_rates if feature.over)
 
     @property
     def longest_gap(self) -> timedelta:
@@ -364,7 +423,8 @@ class Dataset(Strict):
         """
         decisive = {"kind", "entity", "event_time", "event_id", "zone", "cadence", "history", "features",
                     "sequence_features", "grid", "incidents"}  # fmt: skip
-        return hashlib.sha256(self.model_dump_json(include=decisive).encode()).hexdigest()[:16]
+        delay = f" {self.labels.delay}" if self.labels else ""
+        return hashlib.sha256((self.model_dump_json(include=decisive) + delay).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,7 +530,7 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     parts: dict[str, type[Strict]] = {
         "source": Source, "features": Feature, "sequence_features": SequenceFeature, "grid": Grid,
         "window": Window, "model": Model, "training": Training, "threshold": Threshold,
-        "incidents": Incidents, "notify": Notify,
+        "incidents": Incidents, "notify": Notify, "labels": Labels,
     }  # fmt: skip
     model = parts[str(location[0])] if location else Dataset
     return [key for key in model.model_fields if key != "file"]

@@ -7,13 +7,14 @@ comes on time, late or twice, and in which order files come, `landing` ends up t
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
 from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
+from pipeline.labels import land_labels
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
 from pipeline.tables import landing_schema
 from pipeline.workspace import Workspace
@@ -23,12 +24,17 @@ log = logging.getLogger("nightsift.ingest")
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What one ingest brought: how many files were new or changed, how many known, rows landed, days touched."""
+    """What one ingest brought: how many files were new or changed, how many known, rows landed, days touched.
+
+    And of labels: how many were landed, and how many of them are of no known event.
+    """
 
     files: int
     known: int
     rows: int
     days: list[str]
+    labels: int = 0
+    labels_unknown: int = 0
 
 
 def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -> Ingested:
@@ -41,8 +47,11 @@ def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -
     if source.sql is not None or source.guess_format() == "delta":
         if first is None or last is None:
             raise GateRefusedError(f"{ws.dataset.name}: a query or table is read by day; say which days")
-        return _land_slices(ws, first, last)
-    return _land_files(ws)
+        events = _land_slices(ws, first, last)
+    else:
+        events = _land_files(ws)
+    labels = land_labels(ws, {date.fromisoformat(day) for day in events.days})
+    return replace(events, labels=labels.rows, labels_unknown=labels.unknown)
 
 
 def _land_files(ws: Workspace) -> Ingested:

@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from pipeline.errors import NightsiftError
 
-TABLES = ("landing", "clean", "quarantine", "scores", "incidents", "verdicts", "partitions")
+TABLES = ("landing", "clean", "quarantine", "scores", "incidents", "verdicts", "partitions", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,24 +74,28 @@ class Lake:
         predicate = f"day = '{day}'" + (f" AND {where}" if where else "")
         self._commit(table, frame.select("day", pl.exclude("day")), predicate, note)
 
-    def replace_source(self, frame: pl.DataFrame, source: str, **note: str) -> None:
-        """Make `frame` (with its `day` column) all that `landing` holds of the source file `source`, in one commit."""
-        self._commit("landing", frame, f"source = {quote(source)}", note, partitions=["day", "source"])
+    def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing", **note: str) -> None:
+        """Make `frame` (with its `day` column) all that `table` holds of the file `source`, in one commit."""
+        self._commit(table, frame, f"source = {quote(source)}", note, partitions=["day", "source"])
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows to an append-only table."""
         self._commit(table, frame, None, {})
 
-    def landed(self) -> pl.DataFrame:
-        """What `landing` holds, from its metadata alone: day, source, source_digest, rows; one line a data file."""
-        schema = {"day": pl.Date, "source": pl.String, "source_digest": pl.String, "rows": pl.Int64}
-        if not self.exists("landing"):
-            return pl.DataFrame(schema=schema)
-        actions = pl.DataFrame(DeltaTable(self.uri("landing")).get_add_actions(flatten=True))
+    def landed(self, table: str = "landing", *more: str) -> pl.DataFrame:
+        """What a table of source files holds, from its metadata alone; one line a data file.
+
+        The columns are day, source, source_digest, the columns in `more` that are constant in a data file, and rows.
+        """
+        told = ("source_digest", *more)
+        if not self.exists(table):
+            strings = dict.fromkeys(("source", *told), pl.String)
+            return pl.DataFrame(schema={"day": pl.Date, **strings, "rows": pl.Int64})
+        actions = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))
         return actions.select(
             pl.col("partition.day").cast(pl.Date).alias("day"),
             pl.col("partition.source").alias("source"),
-            pl.col("min.source_digest").alias("source_digest"),
+            *(pl.col(f"min.{name}").alias(name) for name in told),
             pl.col("num_records").cast(pl.Int64).alias("rows"),
         )
 

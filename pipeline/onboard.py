@@ -18,6 +18,8 @@ import yaml
 from pipeline.canonical import one_line
 from pipeline.config import FORMATS, NAME, RESERVED, Dataset, Home, dataset_names, format_duration, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
+from pipeline.labels import check_labels
+from pipeline.lake import Lake
 from pipeline.profile import (
     IDENTIFIER,
     Column,
@@ -42,6 +44,7 @@ from pipeline.sources import (
     scan_delta,
 )
 from pipeline.suites import default_suite_text, load_suite
+from pipeline.workspace import Workspace
 
 SAMPLE_FILES = 5
 SAMPLE_ROWS = 2_000_000  # of a Delta table, whose files cannot be chosen
@@ -277,11 +280,14 @@ def _check_dataset(name: str, folder: Path, home: Home) -> list[Finding]:
     if not read.ok:
         return [read]
     dataset = load_dataset(name, folder)
+    ws = Workspace(dataset, home, Lake(home.lake, name))
+    labels = [_try(name, "labels", lambda: check_labels(ws))] if dataset.labels else []
     notify = [_try(name, "notify", lambda: _notify_message(dataset))] if dataset.notify.urls_env else []
     return [
         read,
         _try(name, "suite", lambda: f"{len(load_suite(dataset).expectations)} expectations"),
         _try(name, "source", lambda: _source_message(dataset, home)),
+        *labels,
         *notify,
     ]
 

@@ -32,6 +32,7 @@ from pipeline.chart import (
 from pipeline.config import Dataset, Feature, SequenceFeature
 from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
+from pipeline.labels import label_rates, with_label_rates
 from pipeline.promise import Promise, read_promise
 from pipeline.score import read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
@@ -269,19 +270,21 @@ def _row_at(rows: pl.DataFrame, moment: datetime) -> dict[str, Any]:
 
 
 def _driver(driver: Mapping[str, Any], dataset: Dataset, peak: Mapping[str, Any]) -> Driver:
-    """A driver in words; of a category also its name, where `peak`, the incident's highest row, tells it."""
+    """A driver in words; of a category, or its rate, also its name, where `peak`, the highest row, tells it."""
     name = driver["feature"]
     feature = words.declared(dataset, name)
     observed = words.in_words(dataset, name, driver["observed"])
-    if isinstance(feature, Feature) and feature.type == "categorical" and peak.get(f"observed_{name}") is not None:
-        observed = f"{peak[f'observed_{name}']}, {observed}"
+    rate = isinstance(feature, SequenceFeature) and feature.kind == "label_rate"
+    if rate or (isinstance(feature, Feature) and feature.type == "categorical"):
+        category = peak.get(f"observed_{feature.of if isinstance(feature, SequenceFeature) else name}")
+        observed = observed if category is None else f"{category}, {observed}"
     return Driver(
         label=words.feature_label(name),
         meaning=words.meaning(dataset, name),
         share=words.percent(driver["share"]),
         width=round(driver["share"] * 100, 1),
         observed=observed,
-        expected=words.in_words(dataset, name, driver["expected"]),
+        expected=words.NOTHING if rate else words.in_words(dataset, name, driver["expected"]),
     )
 
 
@@ -420,6 +423,7 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
     wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
     scores = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted).collect()
+    clean = with_label_rates(clean, label_rates(ws, first, day), dataset)
     return join_scores(clean, scores, dataset)
 
 

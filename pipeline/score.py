@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.labels import contents, label_rates, last_known, with_label_rates
 from pipeline.sequences import (
     Grid,
     Steps,
@@ -112,14 +113,17 @@ class Judged:
 def context_days(dataset: Dataset, day: date) -> list[date]:
     """The days whose `clean` rows a night reads: its own, last, and those before it that give context."""
     reach = dataset.day_bounds(day)[0] - max(dataset.lookback, SILENCE)
-    first = dataset.day_of(reach)
+    first = dataset.day_of(reach) - dataset.label_reach
     return [first + timedelta(days=n) for n in range((day - first).days + 1)]
 
 
 def night_digest(ws: Workspace, day: date) -> str:
     """32 hex digits of all the input that decides a night's scores, but for the detector."""
-    landed = ws.lake.landed()
-    parts = [f"{d} {input_digest(ws, d, landed)}" for d in context_days(ws.dataset, day)]
+    landed, days = ws.lake.landed(), context_days(ws.dataset, day)
+    parts = [f"{d} {input_digest(ws, d, landed)}" for d in days]
+    if ws.dataset.label_rates:
+        said = contents(ws.lake.landed("labels", "content"))
+        parts += [f"labels {d} {said[d]}" for d in days if d in said and d <= last_known(ws.dataset, day)]
     return hashlib.blake2b("\n".join([ws.dataset.digest(), *parts]).encode(), digest_size=16).hexdigest()
 
 
@@ -169,10 +173,12 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
         )
     day = date.fromisoformat(shard.day)
     start, end = ws.dataset.day_bounds(day)
-    clean = scan_clean(ws, context_days(ws.dataset, day)[0], day, shard)
+    first = ws.dataset.day_of(start - ws.dataset.lookback)
+    clean, rates = scan_clean(ws, first, day, shard), label_rates(ws, first, day)
     parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
+    labelled = (with_label_rates(part, rates, ws.dataset) for part in parts)
     detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
-    frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(parts)])
+    frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(labelled)])
     known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()
     frame = frame.with_columns(
         pl.lit(version.label).alias("detector_version"),
@@ -342,7 +348,7 @@ def event_signals(detector: "Detector", steps: Steps, predicted: Predicted) -> N
 
     rows = detector.scaler.rows(steps.entity, steps.names)
     expected = detector.scaler.inverse(predicted.expected, rows).astype(np.float32)
-    return signals(steps.values, expected, predicted.error, detector.signals.amounts)
+    return signals(steps.values, expected, predicted.error, detector.signals.amounts, detector.signals.rates)
 
 
 def warm_up(steps: Steps, targets: NDArray[np.bool_], length: int) -> NDArray[np.bool_]:
@@ -441,11 +447,11 @@ def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: 
 def units_of(dataset: Dataset, channel: str) -> np.ufunc:
     """The function from a channel's modelled value back to what a person reads.
 
-    Amounts, times, counts and sums were taken as log(1 + value), a ratio as the logarithm of ratios; a category stays
-    the negative log of its share: the rarer, the higher.
+    Amounts, times, counts and sums were taken as log(1 + value), a ratio as the logarithm of ratios; a label rate stays
+    a share, and a category the negative log of its share: the rarer, the higher.
     """
     for feature in dataset.features:
         if feature.name == channel:
             return np.expm1 if feature.log else np.positive
     kind = next(feature.kind for feature in dataset.sequence_features if feature.name == channel)
-    return np.exp if kind == "ratio_to_history" else np.expm1
+    return {"ratio_to_history": np.exp, "label_rate": np.positive}.get(kind, np.expm1)

@@ -187,13 +187,17 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
     ratio_to_history: log((1 + value) / (1 + mean of the values at earlier times)); null without any
     rolling_count, rolling_sum: log(1 + count or sum) over the stretch that ends with, and includes, the event; of
         events at the same time those that stand later do not count
+    label_rate: as it stands in `frame`, for it comes from other entities too (pipeline.labels); null where it does not
     """
+    absent = [feature.name for feature in dataset.label_rates if feature.name not in frame.columns]
+    frame = frame.with_columns(pl.lit(None, pl.Float64).alias(name) for name in absent)
+    derived = [feature for feature in dataset.sequence_features if feature.kind != "label_rate"]
     if frame.is_empty():
-        return frame.with_columns(pl.lit(None, pl.Float64).alias(feature.name) for feature in dataset.sequence_features)
-    if not dataset.sequence_features:
+        return frame.with_columns(pl.lit(None, pl.Float64).alias(feature.name) for feature in derived)
+    if not derived:
         return frame
     begins = np.flatnonzero((frame["entity"].rle_id().diff() != 0).fill_null(value=True))
-    moment = _one_line(frame, begins, max((_micros(f.over) for f in dataset.sequence_features if f.over), default=0))
+    moment = _one_line(frame, begins, max((_micros(f.over) for f in derived if f.over), default=0))
     if moment is None:
         half = begins[len(begins) // 2]
         return pl.concat([add_sequence_features(part, dataset) for part in (frame[:half], frame[half:])])
@@ -201,7 +205,7 @@ def add_sequence_features(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame
     later_one[begins] = False
     frame = frame.with_columns(pl.Series(MOMENT, moment))
     expressions: list[pl.Expr] = []
-    for feature in dataset.sequence_features:
+    for feature in derived:
         value = pl.col(feature.of or "event_time")  # what counts where nothing is said: every event
         expression: pl.Expr
         over = f"{_micros(feature.over)}i" if feature.over else ""

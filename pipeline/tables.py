@@ -33,6 +33,15 @@ def landing_schema(dataset: Dataset) -> Schema:
     return DAY | key | canonical_schema(dataset) | {"problems": pl.List(pl.String), "raw": pl.String}
 
 
+def labels_schema() -> Schema:
+    """A label of an event, on the event's day (none where the event is not known), and where it came from.
+
+    `content` is a digest of all that the file says of the day, so that what has changed is known from metadata alone.
+    """
+    origin = {"source": pl.String, "source_digest": pl.String, "content": pl.String}
+    return DAY | origin | {"event_id": pl.String, "anomalous": pl.Boolean}
+
+
 def clean_schema(dataset: Dataset) -> Schema:
     """A valid step."""
     return DAY | canonical_schema(dataset)

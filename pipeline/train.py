@@ -23,12 +23,13 @@ from pipeline.config import Dataset
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
+from pipeline.labels import known_labels, label_rates, with_label_rates
 from pipeline.review import confirmed, dismissed
 from pipeline.score import (
-    SILENCE,
     Judged,
     Predicted,
     cells,
+    context_days,
     entity_hash,
     event_signals,
     judge,
@@ -46,13 +47,13 @@ from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
-    from models.scores import View
+    from models.scores import Odds, Signals, View
 
 log = logging.getLogger("nightsift.train")
 
 MIN_STEPS = 64
 MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
-FIT, STOP, CALIBRATION, HOLDOUT, BEFORE = range(5)
+FIT, STOP, CALIBRATION, HOLDOUT, BEFORE, KNOWN = range(6)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
 # How a sensor is looked at: whether at its inputs or errors, and the weight of the newest step in the smoothing.
 VIEWS = ((False, 1.0), (False, 0.1), (True, 0.1))
@@ -63,6 +64,7 @@ GROUPS = {"sensor": 2, "transaction": 1}
 INJECTED = 200  # stretches of the holdout that are made abnormal, one at a time
 EVENT_TAIL = 0.01  # the share of the calibration's events that the tails of signals are fitted to
 TOLERANCE = 0.25  # how much less of the injected anomalies a challenger may find than the champion
+LABEL = "_label"  # whether an event was anomalous, null where it is not known
 Progress = Callable[[str], None]
 
 
@@ -139,7 +141,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
 
 def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl.DataFrame:
     """The clean rows up to `end`, from as far before `start` as gives context."""
-    first = ws.dataset.day_of(start - max(ws.dataset.lookback, SILENCE))
+    first = context_days(ws.dataset, ws.dataset.day_of(start))[0]
     last = ws.dataset.day_of(end - timedelta(microseconds=1))
     ingested = ingest(ws, first, last)
     say(f"{ingested.files} new source files, {ingested.rows:,} rows")
@@ -164,9 +166,20 @@ def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> p
             "scored on the scales of all"
         )
         rows = rows.filter(pl.col("entity").is_in(drawn["entity"].implode()))
-    clean = rows.collect()
+    clean = with_labels(ws, rows.collect(), end, say)
     say(f"training data: {drawn['len'].sum():,} clean rows of {len(drawn):,} entities")
     return clean
+
+
+def with_labels(ws: Workspace, clean: pl.DataFrame, end: datetime, say: Progress) -> pl.DataFrame:
+    """`clean` with its label rates, and where labels are declared with what is known at `end` in the column `LABEL`."""
+    if ws.dataset.labels is None or clean.is_empty():
+        return clean
+    days = clean.select(pl.col("event_time").min().alias("first"), pl.col("event_time").max().alias("last")).row(0)
+    clean = with_label_rates(clean, label_rates(ws, *map(ws.dataset.day_of, days)), ws.dataset)
+    known = known_labels(ws, clean, ws.dataset.day_of(end))
+    say(f"labels: {known.count():,} events are known, {known.sum():,} of them anomalous")
+    return clean.with_columns(known.alias(LABEL))
 
 
 def draw_entities(counts: pl.DataFrame, most: int) -> pl.DataFrame:
@@ -204,9 +217,11 @@ def learn(
     faulty = within(clean, abnormal)
     part = np.where(faulty, BEFORE, split(clean, start, dataset))
     normal = within(clean, spared) & ~faulty
+    known = labels_of(clean)
+    part[known == 1] = np.where(part[known == 1] == CALIBRATION, KNOWN, BEFORE)
     encodings = learn_encodings(clean.filter(pl.Series(np.isin(part, (FIT, STOP)))), dataset)
     steps = build_steps(clean, dataset, encodings)
-    part = part[steps.first]
+    part, known = part[steps.first], known[steps.first]
     fitted = part == FIT
     scaler = RobustScaler.learn(steps.values[fitted], steps.observed[fitted], steps.entity[fitted], steps.names)
     model = dataset.model
@@ -226,13 +241,13 @@ def learn(
         encodings=encodings,
         scaler=scaler,
         views=(),
-        signals=Signals(amounts(dataset), minor(dataset), ()),
+        signals=Signals(amounts(dataset), minor(dataset), (), rates(dataset)),
         usual=_usual_runs(dataset, steps, np.isin(part, (FIT, STOP))),
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
         threshold=Threshold.blank(),
     )
     _fit(detector, dataset, steps, part, say)
-    detector, calibrated = _calibrate(detector, dataset, steps, part, say)
+    detector, calibrated = _calibrate(detector, dataset, steps, part, known, say)
     if dataset.threshold.score is None:
         detector = _spare(detector, steps, normal[steps.first], say)
     return Learned(detector, clean, steps, part, calibrated)
@@ -249,6 +264,13 @@ def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.
     place = (inside.cum_sum() - 0.5).over("entity") / inside.sum().over("entity")
     share = clean.select(share=pl.when(inside).then(place))["share"]
     return np.where(share.is_null(), BEFORE, np.searchsorted(edges, share.fill_null(0), "right"))
+
+
+def labels_of(clean: pl.DataFrame) -> NDArray[np.float64]:
+    """`(n,)` float64: 1 for a row that a known label calls anomalous, 0 for one that it calls normal, else NaN."""
+    if LABEL not in clean.columns:
+        return np.full(len(clean), np.nan)
+    return clean[LABEL].cast(pl.Float64).fill_null(np.nan).to_numpy()
 
 
 def within(clean: pl.DataFrame, stretches: pl.DataFrame) -> NDArray[np.bool_]:
@@ -301,7 +323,12 @@ def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
 
 
 def _calibrate(
-    detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress
+    detector: "Detector",
+    dataset: Dataset,
+    steps: Steps,
+    part: NDArray[np.int64],
+    known: NDArray[np.float64],
+    say: Progress,
 ) -> tuple["Detector", NDArray[np.float64]]:
     """The detector with views or signals and the threshold from the calibration part, and the scores there.
 
@@ -309,25 +336,27 @@ def _calibrate(
     by what its later half teaches, and the other way round (cross-fitting, as Chernozhukov and others 2018). Scores of
     the steps that they were learned from are too low, the more so the less there are.
     """
-    from models.threshold import Rule, calibrate
+    from models.threshold import TAIL_SHARE, Rule, calibrate
 
     targets = part == CALIBRATION
-    predicted = predict(detector, steps, targets)
+    predicted = predict(detector, steps, targets | (part == KNOWN))
     if not np.isfinite(predicted.error[targets]).any():
         raise GateRefusedError(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
-    later, earlier = _later_half(steps, targets), np.isin(part, (FIT, STOP))
+    later, earlier = _later_half(steps, predicted.targets), np.isin(part, (FIT, STOP))
     score = np.full(len(targets), np.nan)
-    for learned, scored in ((targets & later, targets & ~later), (targets & ~later, targets & later)):
-        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), earlier)
+    for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later)):
+        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), earlier, known)
         score[scored] = weigh(other, steps, predicted).score[scored]
-    detector = _learn_to_judge(detector, dataset, steps, predicted, earlier)
+    detector = _learn_to_judge(detector, dataset, steps, predicted, earlier, known)
     chosen = np.flatnonzero(targets)
     threshold = calibrate(
         score[chosen], steps.entity[chosen], steps.time[chosen],
         names=steps.names, rule=Rule(*dataset.threshold.rule), merge=dataset.merge_within.total_seconds() * 1e6,
         entity_days=covered(steps, targets, dataset),
+        # Where rates are high, normal events crowd together: no smooth tail goes on from there.
+        tail_share=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
     )  # fmt: skip
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
@@ -361,20 +390,42 @@ def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _learn_to_judge(
-    detector: "Detector", dataset: Dataset, steps: Steps, predicted: Predicted, earlier: NDArray[np.bool_]
+    detector: "Detector",
+    dataset: Dataset,
+    steps: Steps,
+    predicted: Predicted,
+    earlier: NDArray[np.bool_],
+    known: NDArray[np.float64],
 ) -> "Detector":
     """The detector with what turns errors into scores, learned on the target steps: views, or the rarity of signals.
 
     From the steps that are `earlier` `(n,)` the network has learned: their errors are too small, but their inputs are
-    as good as any, and the more of them there are the better what is normal is known.
+    as good as any, and the more of them there are the better what is normal is known. Targets that are `known` to have
+    been anomalous teach no rarity, and all that are known how often a score is.
     """
     from models.threshold import Rarity
 
     if dataset.kind == "sensor":
         return replace(detector, views=_learn_views(detector, dataset, steps, predicted, earlier))
-    signals = event_signals(detector, steps, predicted)[predicted.targets]
-    rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals.T)
-    return replace(detector, signals=replace(detector.signals, rarities=rarities))
+    signals = event_signals(detector, steps, predicted)
+    normal = predicted.targets & (known != 1)
+    rarities = tuple(Rarity.learn(signal, EVENT_TAIL) for signal in signals[normal].T)
+    judging = replace(detector.signals, rarities=rarities)
+    if judging.rates:
+        told = predicted.targets & np.isfinite(known)
+        judging = replace(judging, odds=_learn_odds(judging, signals[told], known[told]))
+    return replace(detector, signals=judging)
+
+
+def _learn_odds(judging: "Signals", signals: NDArray[np.float64], known: NDArray[np.float64]) -> "Odds | None":
+    """How often an event of a score without rates is anomalous, from labelled events."""
+    from models.scores import Odds, surprise
+
+    signals = signals.copy()
+    signals[:, list(judging.rates)] = np.nan
+    score, _ = surprise(signals, replace(judging, odds=None))
+    seen = np.isfinite(score)
+    return Odds.learn(score[seen], known[seen])
 
 
 def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -423,11 +474,17 @@ def amounts(dataset: Dataset) -> tuple[tuple[int, int, bool], ...]:
     )
 
 
+def rates(dataset: Dataset) -> tuple[int, ...]:
+    """The channels that hold a share of labelled events that were anomalous."""
+    return tuple(dataset.channels.index(feature.name) for feature in dataset.label_rates)
+
+
 def minor(dataset: Dataset) -> tuple[int, ...]:
-    """The channels that are no measured number: categories, and sequence features but for ratios to history."""
+    """The channels that are no measured number: categories, and sequence features but for ratios and rates."""
     measured = {feature.name for feature in dataset.features if feature.type == "numeric"}
-    ratios = {feature.name for feature in dataset.sequence_features if feature.kind == "ratio_to_history"}
-    return tuple(n for n, channel in enumerate(dataset.channels) if channel not in measured | ratios)
+    kinds = ("ratio_to_history", "label_rate")
+    shares = {feature.name for feature in dataset.sequence_features if feature.kind in kinds}
+    return tuple(n for n, channel in enumerate(dataset.channels) if channel not in measured | shares)
 
 
 def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float:
@@ -519,7 +576,7 @@ def _event_drivers(dataset: Dataset) -> dict[str, list[str]]:
     pairs = amounts(dataset)
     return {
         "amount": [dataset.channels[channel] for amount, ratio, _ in pairs for channel in (amount, ratio)],
-        "velocity": [name for name, kind in kinds.items() if kind != "ratio_to_history"],
+        "velocity": [name for name, kind in kinds.items() if kind not in ("ratio_to_history", "label_rate")],
         "merchant": [feature.name for feature in dataset.features if feature.type == "categorical"],
     }
 
@@ -585,7 +642,9 @@ def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFra
     facts = {"from": start.isoformat(), "to": end.isoformat(), "rows": len(clean), "channels": len(dataset.channels),
              "entities": clean["entity"].n_unique(), "config_digest": dataset.digest()}  # fmt: skip
     mlflow.log_params({**settings, **facts})
-    versions = {f"delta_version.{table}": str(ws.lake.version(table)) for table in ("landing", "clean", "quarantine")}
+    versions = {
+        f"delta_version.{table}": str(ws.lake.version(table)) for table in ("landing", "clean", "quarantine", "labels")
+    }
     mlflow.set_tags({**versions, "data_window": f"{start.isoformat()} to {end.isoformat()}"})
 
 

@@ -122,7 +122,8 @@ def unit_of(dataset: Dataset, name: str) -> str:
     if isinstance(feature, SequenceFeature):
         if feature.kind == "rolling_sum":
             return unit_of(dataset, feature.of or "")
-        return {"time_since_last": "s", "ratio_to_history": "× the usual", "rolling_count": "events"}[feature.kind]
+        units = {"time_since_last": "s", "ratio_to_history": "× the usual", "rolling_count": "events"}
+        return units.get(feature.kind, "share")
     return feature.unit if feature else ""
 
 
@@ -140,7 +141,18 @@ def meaning(dataset: Dataset, name: str) -> str:
         "ratio_to_history": f"{of} against its mean over {over}",
         "rolling_count": f"events in {over}",
         "rolling_sum": f"{of} summed over {over}",
+        "label_rate": _rate_meaning(dataset, feature),
     }[feature.kind]
+
+
+def _rate_meaning(dataset: Dataset, feature: SequenceFeature) -> str:
+    """What a label_rate is the share of."""
+    assert feature.over is not None
+    known = format_duration(dataset.labels.delay) if dataset.labels else "the delay"
+    return (
+        f"share of events with the same {feature_label(feature.of or '')} that turned out anomalous, over the "
+        f"{format_duration(feature.over)} that ended {known} before"
+    )
 
 
 def in_words(dataset: Dataset, name: str, value: float | None) -> str:
@@ -152,6 +164,8 @@ def in_words(dataset: Dataset, name: str, value: float | None) -> str:
         return duration(timedelta(seconds=max(value, 0.0)))
     if isinstance(feature, Feature) and feature.type == "categorical":
         return f"a category of {percent(min(math.exp(-value), 1.0))}"
+    if isinstance(feature, SequenceFeature) and feature.kind == "label_rate":
+        return percent(min(max(value, 0.0), 1.0))
     unit = unit_of(dataset, name)
     unit = "event" if (unit, value) == ("events", 1.0) else unit
     return f"{number(value)}\N{NO-BREAK SPACE}{unit}".rstrip()

@@ -1,14 +1,19 @@
 """Errors become scores that see one loud channel, ignore what is missing, and never look ahead."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from models.injections import EVENT_INJECTIONS, INJECTIONS
 from models.scaler import RobustScaler
 from models.scores import (
+    LABELLED,
+    Odds,
     Signals,
     View,
     measure,
@@ -127,6 +132,52 @@ def test_a_minor_channel_surprises_no_more_than_calibration_can_vouch_for():
     """Less weight, and at most two decades beyond the events that were seen."""
     score, _ = judged([[40, 1e3, 0], [40, 1e6, 0]], [[40, 3, 0]] * 2)
     assert score[0] == score[1] == pytest.approx(0.5 * (np.log10(20_000) + 2), rel=0.02)
+
+
+def with_rates(rates: list[float], surprise_of: float, odds: Odds | None) -> tuple[np.ndarray, np.ndarray]:
+    """Score and contributions of events with an amount of that surprise, a ratio, and a rate, normally below 0.1."""
+    rng = np.random.default_rng(4)
+    normal = np.stack([rng.exponential(1, 50_000), rng.normal(0, 1, 50_000), rng.uniform(0, 0.1, 50_000)], axis=1)
+    about = Signals(((0, 1, False),), (), tuple(Rarity.learn(one, 0.01) for one in normal.T), (2,), odds)
+    amount = -np.log(10.0**-surprise_of)
+    signal = np.array([[amount, 0.0, rate, 0.0] for rate in rates])
+    return surprise(signal, replace(about, rarities=(*about.rarities, about.rarities[1])))
+
+
+def test_a_rate_of_labels_counts_as_a_surprise_that_is_as_often_anomalous():
+    """It lifts the score to that of the odds, never lowers it; its contribution is what it lifts by."""
+    odds = Odds(np.array([1.0, 2.0, 3.0]), np.array([0.01, 0.1, 0.9]))
+    score, share = with_rates([0.0, 0.005, 0.1, 0.5, 1.0, np.nan], 1.0, odds)
+    assert score[[0, 1, 5]] == pytest.approx(score[0])
+    assert score[2:5] == pytest.approx([2.0, 2.5, 3.0])
+    assert share[:5].sum(axis=1) == pytest.approx(1)
+    assert share[0, 2] == 0
+    assert share[3, 2] == pytest.approx(1 - (score[0] / 2.5) ** 3)
+    assert np.isnan(share[5, 2])
+    louder, _ = with_rates([0.0, 0.5], 4.0, odds)
+    assert louder[0] == louder[1] > 3.5
+
+
+def test_a_rate_of_labels_stands_for_its_own_rarity_where_too_few_labels_are_known():
+    """The higher the rarer, and none the less at full weight."""
+    score, share = with_rates([0.0, 0.05, 0.5], 1.0, None)
+    assert score[2] > 2.5 > score[1] > score[0]
+    assert share[2].argmax() == 2
+
+
+@given(st.lists(st.tuples(st.sampled_from(range(12)), st.booleans()), min_size=LABELLED, max_size=200))
+def test_odds_are_the_nearest_that_never_fall(events):
+    """Shares between 0 and 1 that ascend with the score, right on average; none of fewer than 20 anomalies."""
+    score, anomalous = (np.array(part, float) for part in zip(*events, strict=True))
+    odds = Odds.learn(score, anomalous)
+    if anomalous.sum() < LABELLED:
+        assert odds is None
+        return
+    assert odds is not None
+    assert (np.diff(odds.share) > 0).all()
+    assert (np.diff(odds.score) > 0).all()
+    assert 0 <= odds.share[0] <= odds.share[-1] <= 1
+    assert odds.surprise(odds.share) == pytest.approx(odds.score)
 
 
 def test_smoothing_uses_the_past_of_its_own_sequence_only():

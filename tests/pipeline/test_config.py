@@ -37,6 +37,8 @@ EVENTS: dict[str, Any] = {
     "features": [{"name": "amount", "min": 0, "log": True}, {"name": "shop", "type": "categorical"}],
     "sequence_features": [{"name": "since_last", "kind": "time_since_last"}],
 }
+LABELS = {"path": "y.csv", "event_id": "id", "label": "fraud", "delay": "7d"}
+RISK = {"name": "risk", "kind": "label_rate", "of": "shop", "over": "7d"}
 
 
 def dataset(base: dict[str, Any] = SENSOR, **changes: Any) -> Dataset:
@@ -119,12 +121,38 @@ def test_a_wrong_yaml_is_told_with_file_key_and_what_is_allowed(tmp_path: Path, 
             "of: 'shop' is no numeric feature; there are amount",
         ),
         ({"sequence_features": [{"name": "shop", "kind": "time_since_last"}]}, "'shop' is used twice"),
+        ({"labels": LABELS}, "labels need event_id"),
+        ({"event_id": "id", "labels": {**LABELS, "delay": None}}, "labels.delay: None is not a duration"),
+        ({"event_id": "id", "labels": {k: LABELS[k] for k in LABELS if k != "delay"}}, "labels.delay: .*is missing"),
+        ({"event_id": "id", "labels": {**LABELS, "delay": "36h"}}, "give delay: in whole days, such as 7d"),
+        ({"event_id": "id", "labels": {**LABELS, "path": "y.txt"}}, "cannot tell the format of 'y.txt'"),
+        ({"event_id": "id", "labels": {**LABELS, "lable": "y"}}, "labels.lable: .*did you mean label"),
+        ({"sequence_features": [RISK]}, "'risk': label_rate needs labels"),
+        ({"event_id": "id", "labels": LABELS, "sequence_features": [{**RISK, "of": "amount"}]},
+         "'amount' is neither a categorical feature nor the entity's column; there are shop, card"),
+        ({"event_id": "id", "labels": LABELS, "sequence_features": [{**RISK, "over": "36h"}]}, "counts whole days"),
+        ({"event_id": "id", "labels": LABELS, "sequence_features": [{**RISK, "over": None}]}, "label_rate needs over"),
+        ({"event_id": "id", "labels": LABELS, "sequence_features": [{**RISK, "of": None}]}, "label_rate needs of"),
     ],
-)
+)  # fmt: skip
 def test_a_wrong_transaction_yaml_is_told(tmp_path: Path, changes: Any, words: str) -> None:
     """The same for what only transactions have."""
     with pytest.raises(ConfigError, match=rf"demo\.yaml.*{words}"):
         load(tmp_path, {**EVENTS, **changes})
+
+
+def test_labels_reach_as_far_back_as_they_are_counted_and_only_their_delay_decides() -> None:
+    """Delay and longest stretch together; the digest knows the delay, and not where the files are."""
+    plain = dataset(EVENTS, event_id="id")
+    declared, later, moved = (
+        dataset(EVENTS, event_id="id", labels={**LABELS, **change})
+        for change in ({}, {"delay": "8d"}, {"path": "z.csv"})
+    )
+    assert plain.label_reach == declared.label_reach == timedelta()
+    features = [RISK, {**RISK, "name": "own", "of": "card", "over": "30d"}]
+    assert dataset(EVENTS, event_id="id", labels=LABELS, sequence_features=features).label_reach == timedelta(days=37)
+    assert len({plain.digest(), declared.digest(), later.digest()}) == 3
+    assert moved.digest() == declared.digest()
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- a\n- b", "", "just text", "a: \x07", "!!python/object:os.system {}"])

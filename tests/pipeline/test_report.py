@@ -263,9 +263,12 @@ def test_page_is_sound_html(night: Workspace) -> None:
     assert page.tags.count("h1") == 1
 
 
-def shop_night(tmp_path: Path) -> Workspace:
-    """A card with quiet payments over three days and a burst at a nasty shop; everything named by data is nasty."""
-    ws = workspace(tmp_path, cards(description=NASTY))
+def shop_night(tmp_path: Path, *first: tuple, **changes) -> Workspace:
+    """A card with quiet payments over three days and a burst at a nasty shop; everything named by data is nasty.
+
+    `first` are the drivers that come before the usual ones.
+    """
+    ws = workspace(tmp_path, cards(description=NASTY, **changes))
     times = [at("12:00") - timedelta(hours=7 * i) for i in range(8, 0, -1)]
     times += [at("12:00") + timedelta(minutes=2 * i) for i in range(3)]
     burst = [t >= at("12:00") for t in times]
@@ -273,10 +276,10 @@ def shop_night(tmp_path: Path) -> Workspace:
         "day": [t.date() for t in times], "entity": NASTY, "event_time": times,
         "amount": [2000.5 if b else 20.0 for b in burst], "shop": [NASTY if b else "grocer" for b in burst],
         "score": [12.0 if b else 1.0 for b in burst], "p_value": 1e-7, "threshold": 5.0, "is_anomaly": burst,
-        "detector_version": "7-abc",
+        "detector_version": "7-abc", "event_id": [str(n) for n in range(len(times))],
         **{f"{what}_{c}": 1.5 for what in ("observed", "expected", "contribution") for c in ws.dataset.channels},
     }).with_columns(pl.col("event_time").dt.cast_time_unit("us"))  # fmt: skip
-    drivers = (("amount", 0.5, 2000.5, 21.0), ("shop", 0.3, 4.605, 1.386), ("since_last", 0.15, 120.0, 25200.0),
+    drivers = (*first, ("amount", 0.5, 2000.5, 21.0), ("shop", 0.3, 4.605, 1.386), ("since_last", 0.15, 120.0, 25200.0),
                ("count_1h", 0.05, 1.0, 1.2))  # fmt: skip
     found = [incident(NASTY, at("12:00"), at("12:04"), *drivers, p_value=1e-7)]
     bad = [{"day": DAY, "source": NASTY, "source_row": 0, "raw": NASTY, "problems": [NASTY], "reasons": [NASTY]}]
@@ -308,6 +311,16 @@ def test_events_are_dots_in_order_with_their_categories(tmp_path: Path) -> None:
     assert amount[1].count("M") == 11
     assert "L" not in amount[1]
     assert ">grocer</span>" in text
+
+
+def test_a_label_rate_is_told_with_its_category_and_what_it_is_the_share_of(tmp_path: Path) -> None:
+    """Which shop, how much of what was paid there was anomalous, and when; nothing was expected of it."""
+    risk = {"name": "risk", "kind": "label_rate", "of": "shop", "over": "7d"}
+    labels = {"path": "y.csv", "event_id": "id", "label": "fraud", "delay": "7d"}
+    driver = ("risk", 0.9, 0.4, 0.01)
+    page = page_of(shop_night(tmp_path, driver, event_id="id", sequence_features=[risk], labels=labels))
+    meaning = "share of events with the same shop that turned out anomalous, over the 7d that ended 7d before"
+    assert f"At the peak, risk ({meaning}) was {NASTY}, 40 %." in page.text
 
 
 def test_drivers_without_weight_are_left_out(night: Workspace) -> None:

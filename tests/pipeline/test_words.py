@@ -170,3 +170,18 @@ def test_names_cannot_break_a_line() -> None:
     """A name with line breaks and control characters stays on its line."""
     assert words.who({"entity": "a\n2026 ERROR forged\x1b[31m\u202eb"}) == "a 2026 ERROR forged [31m b"
     assert words.who({"entity": "(all)"}) == "the whole source"
+
+
+def test_a_label_rate_is_told_in_per_cent_with_what_it_is_the_share_of() -> None:
+    """And with how old the labels are."""
+    cards = Dataset(
+        name="cards", kind="transaction", source={"path": "x.csv"}, entity="card", event_time="time", event_id="id",
+        features=[{"name": "terminal_id", "type": "categorical"}],
+        sequence_features=[{"name": "risk", "kind": "label_rate", "of": "terminal_id", "over": "7d"}],
+        labels={"path": "y.csv", "event_id": "id", "label": "fraud", "delay": "6d"},
+    )  # fmt: skip
+    assert words.in_words(cards, "risk", 0.4) == "40 %"
+    assert words.unit_of(cards, "risk") == "share"
+    assert words.meaning(cards, "risk") == (
+        "share of events with the same terminal id that turned out anomalous, over the 7d that ended 6d before"
+    )
