@@ -168,7 +168,10 @@ class Grid(Strict):
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
-    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([24], min_length=1, max_length=4)
+    kind: Literal["convlstm1d", "conv1d", "lstm"] = "convlstm1d"
+    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field(
+        [24], min_length=1, max_length=4, description="of convlstm1d; the other kinds get as many parameters as it has"
+    )
     kernel: int = Field(3, ge=1, le=31)
     latent: int = Field(16, ge=1, le=1024)
     epochs: int = Field(10, ge=1, le=1000)

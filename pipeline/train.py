@@ -191,7 +191,7 @@ def learn(
 
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
     """
-    from models.autoencoder import AutoencoderConfig, build_autoencoder
+    from models.autoencoder import AutoencoderConfig, build_autoencoder, same_size
     from models.detector import Detector
     from models.scaler import RobustScaler
     from models.scores import Signals
@@ -212,7 +212,9 @@ def learn(
         filters=tuple(model.filters),
         kernel=model.kernel,
         latent=model.latent,
+        kind=model.kind,
     )
+    config = same_size(config)
     detector = Detector(
         config=config,
         model=build_autoencoder(config, seed=model.seed),
