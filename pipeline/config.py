@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -178,6 +187,22 @@ class Model(Strict):
     batch: int = Field(64, ge=1, le=65536)
     windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")
     seed: int = Field(0, ge=0)
+    scope: str | dict[str, list[str]] = Field(
+        "all",
+        description="who shares a detector: all; entity, each has its own; or groups, each a name and its entities "
+        "(names or globs), as in {deep: [well-1, well-2*]}. Who has too little data, or no group, is scored by the one "
+        "that learns from all",
+    )
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _groups(cls, scope: Any) -> Any:
+        if scope in ("all", "entity"):
+            return scope
+        groups = scope if isinstance(scope, dict) else {}
+        if not groups or not all(group and isinstance(names, list) and names for group, names in groups.items()):
+            raise ValueError("write all, entity, or groups of entities such as {deep: [well-1, well-2*]}")
+        return {str(group): [str(name) for name in names] for group, names in groups.items()}
 
 
 class Training(Strict):
