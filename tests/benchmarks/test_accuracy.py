@@ -31,7 +31,7 @@ def rows(entity: str, n: int, first: int = 0) -> pl.DataFrame:
 
 @pytest.mark.parametrize("rival", RIVALS)
 def test_a_rival_finds_what_is_far_off_and_learns_from_training_rows_only(rival):
-    """The row far off is among the highest scores of its entity; what is tested on changes no score of a training row."""
+    """The row far off is among the highest scores of its entity; training rows score the same whatever follows."""
     train = pl.concat([rows("a", 300), rows("b", 200)])
     test = pl.concat([rows("a", 100, 300), rows("b", 50, 200)])
     far_off = pl.when(pl.int_range(pl.len()) == 60).then(30.0)
