@@ -6,20 +6,20 @@ MEWMA (exponentially weighted mean of the z-scored rows, then its Mahalanobis di
 from and its threshold at 4/3 of the 0.999 quantile.
 """
 
-from datetime import date
+from collections.abc import Sequence
 from pathlib import Path
 
 import polars as pl
 
-from benchmarks._common import Result, metrics, nightsift, real_data
-from benchmarks._rivals import mewma
+from benchmarks._common import Result, compare, metrics, real_data
+from benchmarks._rivals import RIVALS
 
 NORMAL, NORMAL_ROWS = "anomaly-free", 1500
 CHOSEN = ("f1", "far", "mar", "auc_pr_mean_entity", "event_recall", "false_alarms_per_entity_day", "rows", "missing")
 
 
-def measure(quick: bool, scratch: Path) -> Result:
-    """Metrics of the bench's `skab` protocol for ours and for MEWMA, alarms on the anomaly-free run, wall time."""
+def measure(quick: bool, scratch: Path, kinds: Sequence[str], seeds: int) -> Result:
+    """Metrics of the bench's `skab` protocol for ours and for MEWMA, alarms on the anomaly-free run, wall times."""
     data, labels = (pl.read_parquet(real_data("skab") / f"{name}.parquet") for name in ("data", "labels"))
     if quick:
         kept = ["valve1/0", "valve1/1", "valve1/2", "valve1/3", NORMAL]
@@ -27,28 +27,16 @@ def measure(quick: bool, scratch: Path) -> Result:
     ordinal = pl.int_range(pl.len()).over("entity")
     learned = data.sort("entity", "timestamp").join(labels, on=["entity", "timestamp"]).with_columns(ordinal.alias("n"))
     first = (pl.col("split") == "train") & ((pl.col("entity") != NORMAL) | (pl.col("n") < NORMAL_ROWS))
-    source = scratch / "source"
-    source.mkdir()
     train, test = (learned.filter(rule).select(data.columns) for rule in (first, ~first))
-    train.write_parquet(source / "1-train.parquet")
-    seconds = {"init": nightsift(scratch, "init", "skab", "--source", "source/*.parquet", "--entity", "entity",
-                                 "--event-time", "timestamp")}  # fmt: skip
-    days = [str(data["timestamp"].dt.date().min()), "2020-03-10"]
-    seconds["train"] = nightsift(scratch, "train", "skab", "--from", days[0], "--to", days[1])
-    test.write_parquet(source / "2-test.parquet")
-    for day in data["timestamp"].dt.date().unique().sort():
-        assert isinstance(day, date)
-        nights = ("--from", str(day), "--to", str(day.replace(day=day.day + 1)))
-        seconds[f"score {day}"] = nightsift(scratch, "score", "skab", *nights)
-    nightsift(scratch, "scores", "skab", "--from", days[0], "--to", days[1], "--out", "scores.parquet")
-    scored = pl.read_parquet(scratch / "scores.parquet").rename({"event_time": "timestamp"})
-    ours = scored.select("entity", "timestamp", pl.col("score").fill_null(0), is_anomaly_pred="is_anomaly")
-    rivals = {"nightsift": ours, "MEWMA": mewma(train, data)}
-    return {name: judge(scores, labels, test) for name, scores in rivals.items()} | {"seconds": seconds}
+    rivals = {"MEWMA": RIVALS["MEWMA"]}
+    return compare(
+        "skab", scratch, train, test, lambda scores: judge(scores, labels, test), rivals, kinds=kinds, seeds=seeds
+    )
 
 
 def judge(scores: pl.DataFrame, labels: pl.DataFrame, test: pl.DataFrame) -> Result:
     """The protocol's metrics on the labelled runs, and the share of rows in alarm on the anomaly-free one."""
+    scores = scores.with_columns(pl.col("score").fill_null(0))
     result = metrics().protocol_skab(labels.filter(pl.col("split") == "test"), scores)
     quiet = test.filter(pl.col("entity") == NORMAL).join(scores, on=["entity", "timestamp"])
     return {name: result[name] for name in CHOSEN} | {

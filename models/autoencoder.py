@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ LEARNING_RATE = 1e-2
 # is faster than threads within operations (docs/benchmarks.md). Not the number of cores, as all machines add up alike.
 PARTS = 2
 
+KINDS = ("convlstm1d", "conv1d", "lstm")
 HEADS = ("full", "steps", "last", "mean")
 LOSSES = ("huber", "squared")
 
@@ -46,6 +47,8 @@ class AutoencoderConfig:
         from the encoder's state at its step; "last", the newest segment, from the last state; "mean", the newest
         segment, from the mean of the states over the steps in which a row is real
     loss: of an error, "huber" or "squared"
+    kind: of the network: "convlstm1d"; "conv1d", convolutions over a window's readings and over its segments; "lstm",
+        an LSTM whose input is a segment with all its cells. The last two have no strides, pooling or stem
     """
 
     steps: int
@@ -59,6 +62,7 @@ class AutoencoderConfig:
     stem: int = 0
     head: str = "full"
     loss: str = "huber"
+    kind: str = "convlstm1d"
 
     def __post_init__(self) -> None:
         """Raise ValueError for a field that no network can have, with what it wants."""
@@ -68,6 +72,10 @@ class AutoencoderConfig:
         self._want("filters", _are_sizes(self.filters), "whole numbers of at least 1", "give one for each layer")
         self._want("head", self.head in HEADS, f"one of {HEADS}", "choose one")
         self._want("loss", self.loss in LOSSES, f"one of {LOSSES}", "choose one")
+        self._want("kind", self.kind in KINDS, f"one of {KINDS}", "choose one")
+        for name, none in (("strides", 1), ("pooling", 1), ("stem", 0)):
+            fits = self.kind == "convlstm1d" or getattr(self, name) == none
+            self._want(name, fits, f"{none} with kind={self.kind!r}", "leave it out")
         layers = len(self.filters)
         fits = _is_size(self.strides) or (_are_sizes(self.strides) and len(self.layer_strides) == layers)
         wanted = f"one stride of at least 1, or as many as filters ({layers})"
@@ -107,6 +115,14 @@ class AutoencoderConfig:
         for factor in self.factors:
             rows.append(_shrunk(rows[-1], factor))
         return tuple(rows)
+
+    @property
+    def body(self) -> "AutoencoderConfig":
+        """The config of what lies behind the first layer: for all kinds but "convlstm1d" a segment is one row there."""
+        if self.kind == "convlstm1d":
+            return self
+        kernel = 1 if self.kind == "lstm" else self.kernel
+        return replace(self, rows=1, channels=self.rows * self.channels, kernel=kernel)
 
     @property
     def newest(self) -> bool:
@@ -177,16 +193,18 @@ def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
     if config.newest:
         newest = _newest(mask)
         seen = ops.logical_and(seen, ops.logical_not(newest[..., None, None]))
-    parts = _Parts(config, seed)
+    parts = _Parts(config.body, seed)
     x = ops.concatenate([ops.where(seen, values, 0), ops.cast(seen, values.dtype)], axis=-1)
-    states, masks = _encode(parts, x, mask)
+    states, masks = {"convlstm1d": _encode, "conv1d": _convolve, "lstm": _encode_segments}[config.kind](parts, x, mask)
     if config.head == "full":
-        x, real = _decode(parts, states, masks), mask
+        x, real = (_deconvolve if config.kind == "conv1d" else _decode)(parts, states, masks), mask
     elif config.newest:
         real = ops.any(ops.logical_and(mask, newest[..., None]), axis=1)
         x = _project(parts, states if config.head == "last" else _mean(states, masks[-1]))
     else:
         x, real = _project(parts, states), mask
+    if x.shape[-2] < config.rows:
+        x = _finer(x, config.rows, config.rows)
     model = Autoencoder({"values": values, "visible": visible, "mask": mask}, ops.where(real[..., None], x, 0))
     model.config = config
     model.jit_compile = False  # see `fit`; a nightly process is a new one each time, and would compile each time
@@ -229,6 +247,16 @@ class _Parts:
             name="stem",
         )
 
+    def convolution(self, filters: int, dilation: int = 1) -> keras.layers.Conv1D:
+        return keras.layers.Conv1D(
+            filters,
+            self.config.kernel,
+            padding="same",
+            dilation_rate=dilation,
+            activation="elu",
+            kernel_initializer=self.glorot(),
+        )
+
 
 def _encode(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
     """Return the last layer's states, and the masks of the rows that each layer reads and that the last one leaves.
@@ -251,6 +279,52 @@ def _encode(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
             mask = pool.compute_mask(x, mask)
         masks.append(mask)
     return x, masks
+
+
+def _encode_segments(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
+    """Return what `_encode` does, of an LSTM over segments: that is what a ConvLSTM1D of one row and kernel 1 is."""
+    return _encode(parts, _segments(ops.where(mask[..., None], x, 0)), ops.any(mask, axis=-1, keepdims=True))
+
+
+def _convolve(parts: _Parts, x: Any, mask: Any) -> tuple[Any, list[Any]]:
+    """Return the states of segments, `(batch, steps, 1, filters)`, or the newest one's, as `_encode` does, and masks.
+
+    Convolutions over the readings, one behind the other; then each segment becomes one row, and residual convolutions
+    with dilations 1, 2, 4, … reach over the window's segments (a temporal convolutional network: Bai, Kolter and
+    Koltun 2018, but looking both ways). Ahead of each, what is masked is set to 0, as is what lies beyond the ends.
+    """
+    config, segment = parts.config, ops.any(mask, axis=-1, keepdims=True)
+    for filters in config.filters:
+        x = _over_readings(parts.convolution(filters), x, mask)
+    x = parts.dense(filters, "segments")(_segments(ops.where(mask[..., None], x, 0)))
+    for reach in range((config.steps - 1).bit_length()):
+        x = x + _over_readings(parts.convolution(filters, 2**reach), x, segment)
+    x = ops.where(segment[..., None], x, 0)
+    if config.head == "last":
+        x = ops.sum(ops.where(_newest(mask)[..., None, None], x, 0), axis=1)
+    return x, [mask, segment]
+
+
+def _deconvolve(parts: _Parts, states: Any, masks: list[Any]) -> Any:
+    """Return what is expected of every cell, from at most half as many numbers as each segment has cells."""
+    config, rows = parts.config, masks[0].shape[-1]
+    x = parts.dense(max(1, config.bottleneck // config.steps), "latent")(states)
+    x = _finer(parts.dense(rows * config.filters[-1], "rows")(x), rows, rows)
+    for filters in reversed(config.filters):
+        x = _over_readings(parts.convolution(filters), x, masks[0])
+    return parts.dense(config.channels // rows, "expected")(x)
+
+
+def _over_readings(layer: keras.layers.Conv1D, x: Any, mask: Any) -> Any:
+    """Return the layer's convolution over all rows of all steps, one behind the other; masked rows count as 0."""
+    rows = x.shape[2]
+    readings = keras.layers.Reshape((-1, x.shape[3]))(ops.where(mask[..., None], x, 0))
+    return keras.layers.Reshape((-1, rows, layer.filters))(layer(readings))
+
+
+def _segments(x: Any) -> Any:
+    """Return `(batch, steps, rows, channels)` with each segment as one row, `(batch, steps, 1, rows·channels)`."""
+    return keras.layers.Reshape((-1, 1, x.shape[2] * x.shape[3]))(x)
 
 
 def _pooled(x: Any, mask: Any, pool: MaskedMaxPooling1D) -> Any:
@@ -509,6 +583,27 @@ def hide_group(target: NDArray[np.int64], shape: tuple[int, ...], group: NDArray
 def _filled(part: NDArray[Any], batch: int) -> NDArray[Any]:
     """Append zeros up to `batch` windows."""
     return np.concatenate([part, np.zeros((batch - len(part), *part.shape[1:]), part.dtype)])
+
+
+def same_size(config: AutoencoderConfig) -> AutoencoderConfig:
+    """Return the config with filters that give a network of its kind about as many parameters as "convlstm1d" has.
+
+    The filters stay in proportion to one another; a network of the kind "convlstm1d" stays as it is.
+    """
+    if config.kind == "convlstm1d":
+        return config
+    scales, wanted = (1, 2, 3), _parameters(replace(config, kind="convlstm1d"))
+    # The number of parameters is a parabola of the filters, and so of their common scale.
+    *bends, start = np.polyfit(scales, [_parameters(_widened(config, scale)) for scale in scales], 2)
+    return _widened(config, float(np.roots([*bends, start - wanted]).real.max()))
+
+
+def _widened(config: AutoencoderConfig, scale: float) -> AutoencoderConfig:
+    return replace(config, filters=tuple(max(1, round(filters * scale)) for filters in config.filters))
+
+
+def _parameters(config: AutoencoderConfig) -> int:
+    return int(build_autoencoder(config).count_params())
 
 
 def save_model(model: Autoencoder, config: AutoencoderConfig, folder: Path) -> None:

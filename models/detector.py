@@ -1,8 +1,9 @@
 """The detector: autoencoder, scaler, residual scale and threshold, kept, registered and rolled back as one."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,22 @@ from models.threshold import Rarity, Tail, Threshold
 
 FORMAT = 3
 THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days", "factors", "adapted")
+Scope = str | Mapping[str, Sequence[str]]
+
+
+def group_of(entity: str, scope: Scope) -> str | None:
+    """The group that an entity shares a detector with; None where it has no other than the one for all.
+
+    The scope is "all", "entity" (each is a group of its own), or names and globs of entities by group, of which the
+    first that fits counts.
+    """
+    if isinstance(scope, str):
+        return entity if scope == "entity" else None
+    return next((group for group, names in scope.items() if any(_fits(entity, name) for name in names)), None)
+
+
+def _fits(entity: str, name: str) -> bool:
+    return entity == name or fnmatchcase(entity, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +47,8 @@ class Detector:
     views: how errors become a score, of a sensor; signals: the same, of transactions; learned on calibration data
     usual: `(channels,)` int64, the longest run of equal readings that is normal; empty: runs do not matter
     groups: in how many groups of channels the scored segment is hidden in turn, to be predicted; 0: it is never hidden
+    scope: who shares a detector, as `group_of` has it
+    members: by group the detectors of those that do not use this one, which was learned from all
     """
 
     config: AutoencoderConfig
@@ -43,6 +62,13 @@ class Detector:
     usual: NDArray[np.int64]
     groups: int
     threshold: Threshold
+    scope: Scope = "all"
+    members: Mapping[str, "Detector"] = field(default_factory=dict)
+
+    def member(self, entity: str) -> str | None:
+        """The group whose member scores the entity; None where this detector itself does."""
+        group = group_of(entity, self.scope)
+        return group if group in self.members else None
 
     def save(self, folder: Path) -> None:
         """Write the detector into `folder` (made where missing): JSON, arrays and weights, no pickle."""
@@ -66,7 +92,11 @@ class Detector:
             "odds": odds and [odds.score.tolist(), odds.share.tolist()],
             "threshold": {name: getattr(self.threshold, name) for name in THRESHOLD},
             "rarities": [{"tail": asdict(rarity.tail), "steps": rarity.steps} for rarity in self._rarities],
+            "scope": self.scope if isinstance(self.scope, str) else [[*group] for group in self.scope.items()],
+            "members": list(self.members),
         }
+        for number, member in enumerate(self.members.values()):
+            member.save(folder / "members" / str(number))
         text = json.dumps(facts, indent=1, ensure_ascii=False, sort_keys=True)
         (folder / "detector.json").write_text(text, encoding="utf-8")
         arrays: dict[str, Any] = {
@@ -123,6 +153,10 @@ class Detector:
                 usual=arrays["usual"],
                 groups=facts["groups"],
                 threshold=Threshold(**facts["threshold"], rarity=rarity),
+                scope=facts["scope"] if isinstance(facts["scope"], str) else dict(facts["scope"]),
+                members={
+                    group: cls.load(folder / "members" / str(number)) for number, group in enumerate(facts["members"])
+                },
             )
 
 

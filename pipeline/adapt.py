@@ -71,7 +71,7 @@ class Nights:
 def adapt(ws: Workspace) -> Adapted:
     """Make a version with adapted thresholds the champion, where they differ from the champion's by 5 % or more.
 
-    Raises `ConfigError` where the threshold is a fixed score or there is no champion.
+    Raises `ConfigError` where the threshold is a fixed score, each group has its own, or there is no champion.
     """
     from models.threshold import adapt as learn
 
@@ -80,6 +80,9 @@ def adapt(ws: Workspace) -> Adapted:
                           "threshold.false_alarms instead")  # fmt: skip
     champion = tracking.champion(ws)
     detector = load_detector(champion.folder)
+    if detector.members:
+        raise ConfigError(f"{ws.dataset.name}: the thresholds of detectors of groups are not adapted; dismissed "
+                          "incidents inform them at the next training")  # fmt: skip
     trained, labels = tracking.siblings(ws, champion.label)
     nights = read_nights(ws, detector, labels)
     level = learn(nights.peak, nights.covered, nights.excused, nights.dismissed, detector.threshold.budget)

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -206,13 +215,32 @@ class Grid(Strict):
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
-    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field([24], min_length=1, max_length=4)
+    kind: Literal["convlstm1d", "conv1d", "lstm"] = "convlstm1d"
+    filters: list[Annotated[int, Field(ge=1, le=512)]] = Field(
+        [24], min_length=1, max_length=4, description="of convlstm1d; the other kinds get as many parameters as it has"
+    )
     kernel: int = Field(3, ge=1, le=31)
     latent: int = Field(16, ge=1, le=1024)
     epochs: int = Field(10, ge=1, le=1000)
     batch: int = Field(64, ge=1, le=65536)
     windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")
     seed: int = Field(0, ge=0)
+    scope: str | dict[str, list[str]] = Field(
+        "all",
+        description="who shares a detector: all; entity, each has its own; or groups, each a name and its entities "
+        "(names or globs), as in {deep: [well-1, well-2*]}. Who has too little data, or no group, is scored by the one "
+        "that learns from all",
+    )
+
+    @field_validator("scope", mode="before")
+    @classmethod
+    def _groups(cls, scope: Any) -> Any:
+        if scope in ("all", "entity"):
+            return scope
+        groups = scope if isinstance(scope, dict) else {}
+        if not groups or not all(group and isinstance(names, list) and names for group, names in groups.items()):
+            raise ValueError("write all, entity, or groups of entities such as {deep: [well-1, well-2*]}")
+        return {str(group): [str(name) for name in names] for group, names in groups.items()}
 
 
 class Training(Strict):
@@ -330,6 +358,8 @@ class Dataset(Strict):
             raise ValueError("cadence is for kind: sensor; transactions come at any time")
         if self.kind == "transaction" and self.grid != Grid():
             raise ValueError("grid is for kind: sensor; transactions stand one after another")
+        if self.threshold.adapt and self.model.scope != "all":
+            raise ValueError("threshold.adapt is for model.scope: all; the detectors of groups are not adapted")
         if self.labels is not None and self.kind == "sensor":
             raise ValueError("labels are for kind: transaction; an incident of a sensor is confirmed by a review")
         if self.labels is not None and self.event_id is None:

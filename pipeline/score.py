@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import date, timedelta
 from functools import lru_cache
@@ -270,13 +271,35 @@ def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:
 def score_frame(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, targets: pl.Expr) -> pl.DataFrame:
     """The rows of `clean` for which `targets` holds, scored: the columns of `scores` but `day` and the version.
 
-    Raises `ConfigError` where the YAML's features are no longer those that the detector learned.
+    In order of entity and event time. Raises `ConfigError` where the YAML's features are no longer those that the
+    detector learned.
     """
     if tuple(dataset.channels) != detector.channels:
         raise ConfigError(
             f"{dataset.name}.yaml has the features {', '.join(dataset.channels)}, the detector was trained with "
             f"{', '.join(detector.channels)}; train again: nightsift train {dataset.name}"
         )
+    frames = [_score_rows(member, rows, dataset, targets) for _, member, rows in by_member(detector, clean)]
+    return frames[0] if len(frames) == 1 else pl.concat(frames).sort(*key_schema(dataset), maintain_order=True)
+
+
+def by_member(detector: "Detector", clean: pl.DataFrame) -> Iterator[tuple[str, "Detector", pl.DataFrame]]:
+    """The rows of `clean` by the detector that scores them, and its group; "" for `detector` itself.
+
+    At least one, where there are no rows too.
+    """
+    groups: dict[str, list[str]] = {}
+    for entity in clean["entity"].unique().sort() if detector.members else []:
+        groups.setdefault(detector.member(entity) or "", []).append(entity)
+    if len(groups) < 2:
+        group = next(iter(groups), "")
+        yield group, detector.members.get(group, detector), clean
+        return
+    for group, entities in sorted(groups.items()):
+        yield group, detector.members.get(group, detector), clean.filter(pl.col("entity").is_in(entities))
+
+
+def _score_rows(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, targets: pl.Expr) -> pl.DataFrame:
     steps = build_steps(clean, dataset, detector.encodings)
     chosen = steps.frame.with_columns(targets.alias("target"))["target"].to_numpy()
     wanted = np.zeros(len(steps.values), bool)

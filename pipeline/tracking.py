@@ -81,6 +81,17 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
         yield active
 
 
+@contextmanager
+def nested(name: str) -> Iterator[None]:
+    """A run of its own under the active one, so that the curves of several trainings do not mix."""
+    import mlflow
+
+    above = mlflow.active_run()
+    assert above is not None
+    with mlflow.start_run(experiment_id=above.info.experiment_id, run_name=name, nested=True):
+        yield
+
+
 def _experiment(ws: Workspace, api: "MlflowClient", name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is not None:
@@ -198,7 +209,7 @@ def _local_copy(ws: Workspace, number: str, label: str) -> Path:
         with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
             uri = f"models:/{ws.dataset.name}/{number}"
             fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-            inner = next(path.parent for path in fetched.rglob("detector.json"))
+            inner = min((path.parent for path in fetched.rglob("detector.json")), key=lambda path: len(path.parts))
             try:
                 inner.rename(target)
             except OSError:  # another process fetched the same version meanwhile

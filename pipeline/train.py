@@ -7,7 +7,7 @@ never sees what it is calibrated on, and neither sees the holdout.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from pipeline.review import confirmed, dismissed
 from pipeline.score import (
     Judged,
     Predicted,
+    by_member,
     cells,
     context_days,
     entity_hash,
@@ -46,12 +47,13 @@ from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    from models.detector import Detector
+    from models.detector import Detector, Scope
     from models.scores import Odds, Signals, View
 
 log = logging.getLogger("nightsift.train")
 
 MIN_STEPS = 64
+OWN_WINDOWS = 16  # a group with fewer windows' worth of steps has no detector of its own
 MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE, KNOWN = range(6)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
@@ -133,7 +135,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     clean = _snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
         _log_inputs(ws, start, end, clean)
-        learned = learn(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), dismissed(ws), say)
+        learned = learn_members(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), dismissed(ws), say)
         trained = _register(ws, learned, say)
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
@@ -193,6 +195,52 @@ def draw_entities(counts: pl.DataFrame, most: int) -> pl.DataFrame:
     return by_hash.filter((pl.col("len").cum_sum() <= most) | (pl.int_range(pl.len()) == 0)).drop("hash")
 
 
+def learn_members(
+    dataset: Dataset,
+    clean: pl.DataFrame,
+    start: datetime,
+    about: Mapping[str, Any],
+    abnormal: pl.DataFrame,
+    spared: pl.DataFrame,
+    say: Progress,
+) -> "Learned":
+    """What `learn` gives of all rows, its detector with members: one for each group that has enough to learn from."""
+    learned, scope = learn(dataset, clean, start, about, abnormal, spared, say), dataset.model.scope
+    members = {}
+    for group, entities in groups_of(learned.steps.names, scope).items():
+        rows = clean.filter(pl.col("entity").is_in(entities))
+        steps = int((rows["event_time"] >= start).sum())
+        wanted = max(MIN_STEPS, OWN_WINDOWS * dataset.window_length)
+        if steps < wanted:
+            say(f"{group}: {steps:,} steps are too few for a detector of its own (at least {wanted:,})")
+            continue
+        try:
+            with tracking.nested(group):
+                own = learn(dataset, rows, start, about, abnormal, spared, _said_of(group, say))
+            members[group] = own.detector
+        except GateRefusedError as error:
+            say(f"{group}: no detector of its own: {error}")
+    if scope != "all":
+        say(f"{len(members)} groups have a detector of their own; all others share one")
+    return replace(learned, detector=replace(learned.detector, scope=scope, members=members))
+
+
+def _said_of(group: str, say: Progress) -> Progress:
+    return lambda text: say(f"{group}: {text}")
+
+
+def groups_of(entities: Collection[str], scope: "Scope") -> dict[str, list[str]]:
+    """The entities by group, in the order of the groups' names; those of no group are left out."""
+    from models.detector import group_of
+
+    groups: dict[str, list[str]] = {} if isinstance(scope, str) else {group: [] for group in scope}
+    for entity in sorted(entities):
+        group = group_of(entity, scope)
+        if group:
+            groups.setdefault(group, []).append(entity)
+    return dict(sorted(groups.items()))
+
+
 def learn(
     dataset: Dataset,
     clean: pl.DataFrame,
@@ -207,7 +255,7 @@ def learn(
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
     `spared` holds those that they dismissed: they raise the thresholds of their own entities.
     """
-    from models.autoencoder import AutoencoderConfig, build_autoencoder
+    from models.autoencoder import AutoencoderConfig, build_autoencoder, same_size
     from models.detector import Detector
     from models.scaler import RobustScaler
     from models.scores import Signals
@@ -232,7 +280,9 @@ def learn(
         filters=tuple(model.filters),
         kernel=model.kernel,
         latent=model.latent,
+        kind=model.kind,
     )
+    config = same_size(config)
     detector = Detector(
         config=config,
         model=build_autoencoder(config, seed=model.seed),
@@ -519,6 +569,39 @@ def relative(detector: "Detector", steps: Steps, judged: Judged) -> Judged:
     return replace(judged, score=judged.score / detector.threshold.factor(steps.names)[steps.entity])
 
 
+def evaluate_members(detector: "Detector", dataset: Dataset, learned: Learned) -> dict[str, Evaluation]:
+    """The detector and its members on the holdout, by group, each with the entities that it scores; "": itself.
+
+    Who has no holdout is left out, unless nobody has one.
+    """
+    part, rows = learned.part[learned.steps.step], learned.clean.with_row_index("row")
+    found = {}
+    for group, member, own in by_member(detector, rows):
+        steps = build_steps(own.drop("row"), dataset, member.encodings)
+        own_part = part[own["row"].to_numpy()][steps.first]
+        if (own_part == HOLDOUT).any():
+            found[group] = evaluate(member, dataset, own.drop("row"), steps, own_part)[0]
+    return found or {"": evaluate(detector, dataset, learned.clean, learned.steps, learned.part)[0]}
+
+
+def together(evaluations: Collection[Evaluation]) -> Evaluation:
+    """One for several detectors: false alarms per entity and day of all, the means of the shares that were found."""
+    days = sum(one.entity_days for one in evaluations)
+    kinds = sorted({kind for one in evaluations for kind in one.recall})
+    return Evaluation(
+        realised=sum(one.realised * one.entity_days for one in evaluations) / days,
+        recall={kind: _mean([one.recall.get(kind, np.nan) for one in evaluations]) for kind in kinds},
+        explained=_mean([one.explained for one in evaluations]),
+        entity_days=days,
+    )
+
+
+def _mean(shares: list[float]) -> float:
+    """The mean of those that are known; NaN where none is."""
+    known = [share for share in shares if np.isfinite(share)]
+    return float(np.mean(known)) if known else float("nan")
+
+
 def _find_injected(
     detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]
 ) -> tuple[dict[str, float], float]:
@@ -655,6 +738,10 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
     detector, steps, part = learned.detector, learned.steps, learned.part
     evaluation, judged = evaluate(detector, ws.dataset, learned.clean, steps, part)
     threshold = detector.threshold
+    if detector.members:
+        by_group = evaluate_members(detector, ws.dataset, learned)
+        evaluation = together(by_group.values())
+        _log_members(detector, by_group)
     mlflow.log_metrics({
         "threshold": threshold.value, "false_alarms_promised": threshold.budget,
         "false_alarms_aimed": threshold.aimed,
@@ -686,6 +773,28 @@ def _calibrated(learned: Learned) -> NDArray[np.float64]:
     return learned.calibrated / learned.detector.threshold.factor(learned.steps.names)[learned.steps.entity]
 
 
+def _log_members(detector: "Detector", by_group: Mapping[str, Evaluation]) -> None:
+    """Log how far the detectors of the groups, and the one of all others, are apart: the worst, and a table of all."""
+    import mlflow
+
+    found = [one.injected_recall for one in by_group.values() if np.isfinite(one.injected_recall)]
+    mlflow.log_metrics({
+        "members": len(detector.members),
+        "false_alarms_on_holdout.worst": max(one.realised for one in by_group.values()),
+        **({"injected_recall.worst": min(found)} if found else {}),
+    })  # fmt: skip
+    rows = {
+        group or "all others": {
+            "threshold": detector.members.get(group, detector).threshold.value,
+            "false_alarms_on_holdout": one.realised,
+            "holdout_entity_days": one.entity_days,
+            "injected_recall": one.injected_recall,
+        }
+        for group, one in by_group.items()
+    }
+    mlflow.log_dict(rows, "members.json")
+
+
 def _compare(
     ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, learned: Learned
 ) -> tuple[bool, str]:
@@ -698,7 +807,7 @@ def _compare(
         return True, f"promoted: {error}"
     if champion.channels != tuple(ws.dataset.channels):
         return True, f"promoted: champion {incumbent.label} knows other features"
-    other, _ = evaluate(champion, ws.dataset, learned.clean, learned.steps, learned.part)
+    other = together(evaluate_members(champion, ws.dataset, learned).values())
     words = (
         f"injected anomalies found {challenger.injected_recall:.0%}, champion {incumbent.label} "
         f"{other.injected_recall:.0%}"
@@ -711,10 +820,11 @@ def _compare(
 def weights_digest(detector: "Detector") -> str:
     """16 hex digits of what the detector has learned."""
     state = hashlib.sha256()
-    learned = detector.threshold
-    own = (factor for entity in (learned.factors, learned.adapted) for _, factor in sorted(entity.items()))
-    threshold = np.array([learned.value, *learned.rarity.quantiles, *own])
-    forms = (view.form for view in detector.views)
-    for array in (*detector.model.get_weights(), detector.scaler.center, *forms, threshold):
-        state.update(np.ascontiguousarray(array).tobytes())
+    for one in (detector, *detector.members.values()):
+        learned = one.threshold
+        own = (factor for entity in (learned.factors, learned.adapted) for _, factor in sorted(entity.items()))
+        threshold = np.array([learned.value, *learned.rarity.quantiles, *own])
+        forms = (view.form for view in one.views)
+        for array in (*one.model.get_weights(), one.scaler.center, *forms, threshold):
+            state.update(np.ascontiguousarray(array).tobytes())
     return state.hexdigest()[:16]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.autoencoder import (
+    KINDS,
     LOSSES,
     AutoencoderConfig,
     _Batches,
@@ -24,6 +25,7 @@ from models.autoencoder import (
     last_segment,
     load_model,
     masked_loss,
+    same_size,
     save_model,
 )
 
@@ -31,12 +33,13 @@ CONFIG = AutoencoderConfig(steps=3, rows=4, channels=2, filters=(5, 4), kernel=3
 SMALL = replace(CONFIG, filters=(6,))  # quicker to trace, for the tests that train
 FILLS = (0.0, 99.0, 1e30, np.nan, np.inf)
 property_test = settings(max_examples=10, deadline=None)
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@pytest.fixture(scope="module")
-def model():
+@pytest.fixture(scope="module", params=KINDS)
+def model(request):
     """A model with biases as after training: those of a new one are 0, which would hide what leaks through them."""
-    network, rng = build_autoencoder(CONFIG, seed=1), np.random.default_rng(1)
+    network, rng = build_autoencoder(replace(CONFIG, kind=request.param), seed=1), np.random.default_rng(1)
     network.set_weights([weight + rng.normal(scale=0.1, size=weight.shape) for weight in network.get_weights()])
     return network
 
@@ -87,13 +90,15 @@ def test_nothing_valid_gives_zeros(model):
 
 def test_all_information_passes_a_bottleneck(model):
     """What the decoder gets is at most half as many numbers as the window has cells, for wide latents too."""
+    each_step = len(model.get_layer("latent").output.shape) > 2  # not once for the window
     for latent in (1, 4, 1000):
-        config = replace(CONFIG, latent=latent)
+        config = replace(model.config, latent=latent)
         wide = build_autoencoder(config)
         code = wide.get_layer("latent").output
-        assert 2 * code.shape[-1] <= config.steps * config.rows * config.channels
+        times = config.steps if each_step else 1
+        assert 2 * code.shape[-1] * times <= config.steps * config.rows * config.channels
     zero = [np.zeros_like(weight) for weight in model.get_layer("latent").get_weights()]
-    cut = build_autoencoder(CONFIG)
+    cut = build_autoencoder(model.config)
     cut.get_layer("latent").set_weights(zero)
     everything = np.ones((2, CONFIG.steps, CONFIG.rows), bool)
     out = np.asarray(cut(inputs(*windows(2, valid=1)[:2], everything)))
@@ -135,12 +140,13 @@ def test_loss_has_no_gradient_where_nothing_counts(seed, loss):
     assert gradient[observed].all()
 
 
-def test_training_lowers_the_loss_and_is_deterministic():
+@every_kind
+def test_training_lowers_the_loss_and_is_deterministic(kind):
     """A few epochs halve the loss; the same seed gives the same weights and history."""
     data, held = waves(200), waves(40, seed=1)
     histories, weights = [], []
     for run in range(2):
-        network, told = build_autoencoder(SMALL), []
+        network, told = build_autoencoder(same_size(replace(SMALL, kind=kind))), []
         keras.utils.set_random_seed(run)  # what ran before must not matter
         histories.append(
             fit(network, *data, validation=held, epochs=8, batch=16, seed=3, groups=1,
@@ -166,12 +172,13 @@ def test_best_weights_are_restored_when_validation_stops_improving():
     np.testing.assert_allclose(best, min(history["val_loss"]), rtol=1e-4)
 
 
-def test_unobserved_values_do_not_reach_training():
+@every_kind
+def test_unobserved_values_do_not_reach_training(kind):
     """What stands in unobserved cells and masked rows changes no trained weight."""
     values, observed, mask = windows(40)
     results = []
     for fill in (0.0, np.nan):
-        network = build_autoencoder(SMALL)
+        network = build_autoencoder(replace(SMALL, kind=kind))
         fit(network, np.where(observed, values, np.float32(fill)), observed, mask, epochs=2, batch=16, hide=0.3)
         results.append(network.get_weights())
     for one, two in zip(*results, strict=True):
@@ -274,6 +281,46 @@ def test_last_segment_is_the_last_step_with_a_real_row(seed, valid):
     _, _, mask = windows(5, seed, valid=valid)
     want = [max((s for s in range(mask.shape[1]) if window[s].any()), default=-1) for window in mask]
     np.testing.assert_array_equal(last_segment(mask), want)
+
+
+@every_kind
+@pytest.mark.parametrize(("channels", "filters"), [(1, (24,)), (8, (24,)), (38, (24, 16))])
+def test_all_kinds_are_of_the_same_size(kind, channels, filters):
+    """Whatever the channels and layers, a network has as many parameters as the default kind's, give or take 10 %."""
+    config = AutoencoderConfig(steps=8, rows=8, channels=channels, filters=filters)
+    wanted = build_autoencoder(config).count_params()
+    alike = same_size(replace(config, kind=kind))
+    assert replace(alike, filters=filters) == replace(config, kind=kind), "nothing but the filters is changed"
+    assert abs(build_autoencoder(alike).count_params() / wanted - 1) < 0.1
+
+
+def test_the_lstm_is_the_stock_one():
+    """The kind "lstm" encodes segments as `keras.layers.LSTM` of the same weights does."""
+    config = replace(CONFIG, kind="lstm", filters=(6,), head="last")
+    network = build_autoencoder(config, seed=3)
+    encoder = next(layer for layer in network.layers if len(layer.weights) == 3)
+    values, visible, _ = windows(5)
+    everything = np.ones((5, CONFIG.steps, CONFIG.rows), bool)
+    visible[:, -1] = False  # the newest segment, which the head "last" must not see
+    shown = np.concatenate([np.where(visible, values, 0), visible], axis=-1).reshape(5, CONFIG.steps, -1)
+    stock = keras.layers.LSTM(6)
+    stock.build(shown.shape)
+    kernel, recurrent, bias = encoder.get_weights()
+    stock.set_weights([kernel[0], recurrent[0], bias])
+    state = keras.Model(network.inputs, encoder.output)(inputs(values, visible, everything))
+    np.testing.assert_allclose(np.asarray(state).reshape(5, 6), stock(shown.astype("float32")), atol=1e-6)
+
+
+def test_the_convolutions_reach_over_the_whole_window():
+    """The kind "conv1d" expects the newest segment of a long window by its oldest one too."""
+    config = AutoencoderConfig(steps=12, rows=4, channels=2, filters=(8,), kind="conv1d")
+    values, observed, mask = waves(3, config=config)
+    network, hidden = build_autoencoder(config), np.zeros_like(observed)
+    hidden[:, -1] = True
+    before = expect(network, values, observed, mask, hidden=hidden)
+    values[:, 0] += 1
+    after = expect(network, values, observed, mask, hidden=hidden)
+    assert (np.abs(after - before)[:, -1].max(axis=(1, 2)) > 1e-6).all()
 
 
 LOAD = """
@@ -381,6 +428,9 @@ CONFIG_MISTAKES = [
         "strides=2, but it needs at most the 1 rows that reach it in layer 1: take a smaller one, or fewer layers.",
     ),
     ({"head": "first"}, "head='first', but it needs one of ('full', 'steps', 'last', 'mean'): choose one."),
+    ({"kind": "gru"}, "kind='gru', but it needs one of ('convlstm1d', 'conv1d', 'lstm'): choose one."),
+    ({"kind": "lstm", "strides": 2}, "strides=2, but it needs 1 with kind='lstm': leave it out."),
+    ({"kind": "conv1d", "stem": 2}, "stem=2, but it needs 0 with kind='conv1d': leave it out."),
     ({"loss": "mse"}, "loss='mse', but it needs one of ('huber', 'squared'): choose one."),
 ]
 

@@ -29,6 +29,8 @@ BODIES = {
     "plain": PLAIN,
     "strides and stem": replace(PLAIN, filters=(4, 3), strides=(2, 1), stem=3),
     "pooling": replace(PLAIN, pooling=2, loss="squared"),
+    "conv1d": replace(PLAIN, kind="conv1d"),
+    "lstm": replace(PLAIN, kind="lstm", filters=(4, 3)),
 }
 FILLS = (0.0, 99.0, 1e30, np.nan, np.inf)
 property_test = settings(max_examples=10, deadline=None)
@@ -130,9 +132,12 @@ def test_masked_steps_change_nothing(head, body, seed, before, after):
 
 
 @every_head
-@every_body
+@pytest.mark.parametrize("body", [body for body in BODIES if body != "conv1d"])
 def test_masked_rows_change_nothing(head, body):
-    """The same windows in a model with more rows and the same weights have the same expected values."""
+    """The same windows in a model with more rows and the same weights have the same expected values.
+
+    Not so of the kind "conv1d": it reads the segments one behind the other, with what is masked between them.
+    """
     config, more = replace(BODIES[body], head=head), 2
     values, visible, _, mask = windows(config, 4)
     bigger = build_autoencoder(replace(config, rows=config.rows + more))
@@ -306,15 +311,17 @@ def test_round_trip_in_a_fresh_process(tmp_path):
         replace(PLAIN, head="last", strides=2, loss="squared"),
         replace(PLAIN, head="mean", pooling=2),
         replace(PLAIN, head="steps", stem=2),
+        replace(PLAIN, kind="conv1d"),
+        replace(PLAIN, kind="lstm"),
     ]
     wanted = []
     for config in configs:
-        network, folder = build_autoencoder(config, seed=5), tmp_path / config.head
+        network, folder = build_autoencoder(config, seed=5), tmp_path / f"{len(wanted)}"
         values, _, observed, mask = windows(config, 2)
         save_model(network, config, folder)
         np.savez(folder / "data.npz", values=values, observed=observed, mask=mask)
         wanted.append(expect(network, values, observed, mask, batch=2))
     done = subprocess.run([sys.executable, "-c", LOAD, str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-4:] == [str(config) for config in configs]
-    for config, want in zip(configs, wanted, strict=True):
-        np.testing.assert_array_equal(np.load(tmp_path / config.head / "expected.npy"), want)
+    assert done.stdout.splitlines()[-len(configs) :] == [str(config) for config in configs]
+    for number, want in enumerate(wanted):
+        np.testing.assert_array_equal(np.load(tmp_path / f"{number}" / "expected.npy"), want)

@@ -51,6 +51,14 @@ def load(folder: Path, content: Any) -> Dataset:
     return load_dataset("demo", folder)
 
 
+def test_a_scope_keeps_its_groups_in_order_with_names_as_text(tmp_path: Path) -> None:
+    """Entities that YAML reads as numbers are names all the same."""
+    text = yaml.safe_dump(SENSOR) + "model: {scope: {old: [7, well-2*], deep: [well-1]}}"
+    loaded = load(tmp_path, text)
+    assert loaded.model.scope == {"old": ["7", "well-2*"], "deep": ["well-1"]}
+    assert list(loaded.model.scope) == ["old", "deep"]
+
+
 def test_shipped_datasets_load() -> None:
     """The two datasets of the project are valid, and named by their files."""
     folder = Path(__file__).parents[2] / "datasets"
@@ -101,6 +109,11 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"threshold": {"quantile": 1.5}}, "threshold.quantile: .*less than 1"),
         ({"threshold": {"score": 3, "adapt": True}}, "threshold: adapt is for false_alarms, p_value or quantile"),
         ({"window": {"steps": 0}}, "window.steps: "),
+        ({"model": {"kind": "gru"}}, "model.kind: .*'convlstm1d', 'conv1d' or 'lstm'.*given: 'gru'"),
+        ({"model": {"scope": "each"}}, "model.scope: write all, entity, or groups of entities.*given: 'each'"),
+        ({"model": {"scope": {"deep": "well-1"}}}, "model.scope: write all, entity, or groups"),
+        ({"model": {"scope": {"deep": []}}}, "model.scope: write all, entity, or groups"),
+        ({"model": {"scope": {}}}, "model.scope: write all, entity, or groups"),
         ({"name": "other"}, "name: is 'other' but the file is called demo.yaml"),
     ],
 )
