@@ -45,7 +45,8 @@ class Detector:
     encodings: for each categorical feature, category to value
     scaler: of the channels
     views: how errors become a score, of a sensor; signals: the same, of transactions; learned on calibration data
-    usual: `(channels,)` int64, the longest run of equal readings that is normal; empty: runs do not matter
+    usual: `(2, channels)` int64, the longest run of equal readings that is normal, and of steps without a reading;
+        empty: runs do not matter
     groups: in how many groups of channels the scored segment is hidden in turn, to be predicted; 0: it is never hidden
     scope: who shares a detector, as `group_of` has it
     members: by group the detectors of those that do not use this one, which was learned from all

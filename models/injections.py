@@ -37,9 +37,37 @@ def _drift(values: NDArray[np.float64], scale: NDArray[np.float64], rng: np.rand
     return out
 
 
-# Each takes a stretch `(steps, channels)` of modelled values and the channels' scales `(channels,)`, and returns the
-# stretch with one channel made abnormal.
-INJECTIONS: Mapping[str, Injection] = {"spike": _spike, "shift": _shift, "noise": _noise, "drift": _drift}
+def _stuck(values: NDArray[np.float64], scale: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    del scale
+    out = values.copy()
+    channel = rng.integers(values.shape[1])
+    seen = np.flatnonzero(np.isfinite(values[:, channel]))
+    out[seen, channel] = values[seen[:1], channel]
+    return out
+
+
+def _swapped(values: NDArray[np.float64], scale: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    del scale
+    out = values.copy()
+    pair = rng.choice(values.shape[1], 2, replace=False)
+    out[:, pair] = values[:, pair[::-1]]
+    return out
+
+
+def _missing(values: NDArray[np.float64], scale: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    del scale
+    out = values.copy()
+    out[:, rng.integers(values.shape[1])] = np.nan
+    return out
+
+
+# Each takes a stretch `(steps, channels)` of modelled values, NaN where not observed, and the channels' scales
+# `(channels,)`, and returns the stretch with one channel, or a pair of them swapped, made abnormal.
+INJECTIONS: Mapping[str, Injection] = {
+    "spike": _spike, "shift": _shift, "noise": _noise, "drift": _drift, "stuck": _stuck, "swapped": _swapped,
+    "missing": _missing,
+}  # fmt: skip
+AMONG_OTHERS = {"swapped", "missing"}  # what can be told only where there are other channels
 
 BURST, WITHIN = 6, 600  # events that a velocity injection adds, and the seconds that they are spread over
 

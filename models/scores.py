@@ -157,10 +157,19 @@ def repeats(values: NDArray[np.float32], observed: NDArray[np.bool_], sequence: 
     return out
 
 
+def absences(observed: NDArray[np.bool_], sequence: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For how many steps of its sequence, this one included, a channel has not been observed: `(n, channels)`."""
+    number = np.arange(len(sequence))[:, None]
+    begins = np.r_[True, sequence[1:] != sequence[:-1]][: len(sequence)]
+    begin = np.maximum.accumulate(np.where(begins, np.arange(len(sequence)), 0))[:, None]
+    return number - np.maximum(np.maximum.accumulate(np.where(observed, number, -1), axis=0), begin - 1)
+
+
 def stuck(repeated: NDArray[np.int64], usual: NDArray[np.int64]) -> NDArray[np.float32]:
     """`repeated` `(n, channels)` as standardised errors: 8 at twice the longest run that is `usual` `(channels,)`.
 
     A network that sees a sensor stand still soon expects it to; what gives the sensor away is that the noise is gone.
+    Likewise of a sensor that sends nothing while others do, `repeated` steps long.
     """
     return (4 * repeated / np.maximum(usual, 1)).astype(np.float32)
 

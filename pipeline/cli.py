@@ -223,11 +223,14 @@ def score(
 
 def _show_scored(name: str, result: Any) -> None:
     out.print(f"{name} {result.day}: {result.steps:,} steps of {result.entities:,} entities scored by detector "
-              f"{result.detector}, {result.anomalous:,} anomalous{_unseen(result.unseen)}")  # fmt: skip
+              f"{result.detector}, {result.anomalous:,} anomalous{_remarks(result)}")  # fmt: skip
 
 
-def _unseen(count: int) -> str:
-    return f"; {count:,} of the entities were not there in training" if count else ""
+def _remarks(result: Any) -> str:
+    unseen, drifting = result.unseen, result.drifting
+    return (f"; {unseen:,} of the entities were not there in training" if unseen else "") + (
+        f"; slow drifts: {drifting:,}, see the report" if drifting else ""
+    )
 
 
 @app.command()
@@ -275,7 +278,7 @@ def _show_night(name: str, night: Any) -> None:
     done = "was up to date" if night.skipped else f"{night.steps:,} steps scored"
     out.print(f"{name} {night.day}: {done}, {night.incidents} incidents ({night.silent} silent), "
               f"{night.rows_quarantined:,} rows in quarantine, report {night.report}"
-              f"{_unseen(night.unseen)}")  # fmt: skip
+              f"{_remarks(night)}")  # fmt: skip
 
 
 @app.command()

@@ -18,7 +18,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from pipeline.errors import NightsiftError
 
-TABLES = ("landing", "clean", "quarantine", "scores", "incidents", "verdicts", "partitions", "labels")
+TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Night:
     """What a night ended with; `skipped` where it had been done before with the same input and detector.
 
     unseen: how many entities were not there in training
+    drifting: how many features of entities have moved slowly
     """
 
     day: str
@@ -41,6 +42,7 @@ class Night:
     incidents: int
     silent: int
     unseen: int
+    drifting: int
     detector: str
     report: str
     skipped: bool
@@ -123,7 +125,7 @@ def summary(ws: Workspace, day: date, page: Path, *, skipped: bool) -> Night:
     return Night(
         day=str(day), rows_in=valid.rows_in, rows_clean=valid.rows_clean, rows_quarantined=valid.rows_quarantined,
         rows_duplicate=valid.rows_duplicate, steps=scored.steps, anomalous=scored.anomalous,
-        incidents=found.incidents, silent=found.silent, unseen=scored.unseen,
+        incidents=found.incidents, silent=found.silent, unseen=scored.unseen, drifting=scored.drifting,
         detector=scored.detector, report=str(page), skipped=skipped,
     )  # fmt: skip
 
@@ -144,7 +146,7 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dic
     promise = read_promise(ws, day)
     low, high = promise.lately.bounds or (0.0, 0.0)
     names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent",
-             "unseen")  # fmt: skip
+             "unseen", "drifting")  # fmt: skip
     return {
         **{name: float(counts[name]) for name in names},
         "entities": float(scored.entities),

@@ -37,7 +37,7 @@ from pipeline.promise import Promise, read_promise
 from pipeline.score import read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, read_state
-from pipeline.tables import clean_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
+from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
 
 MOST_CARDS = 60  # incidents with a chart; the others stand in the table alone
@@ -49,6 +49,7 @@ CONTEXT_READINGS = 45  # readings before and after a sensor incident, at least
 CONTEXT_TIME = timedelta(hours=6)  # or as long as the incident was, up to this
 MOST_REASONS = 20
 EXAMPLES = 3
+MOST_DRIFTS = 20
 MOST_SHOWN = 300  # characters of a quarantined row
 
 
@@ -78,6 +79,7 @@ class ReportFacts:
         entity, event_time, score, is_anomaly, and per channel observed_<channel> and expected_<channel> in its own unit
     quarantine: reason, rows, examples (list of what stood in the row), the most frequent reason first
     promise: how many false alarms were promised, and how many incidents there were
+    drifts: features of entities that have moved slowly, as the table has them
     warnings: what the validation found worth a look without refusing the data, and who was not there in training
     """
 
@@ -88,6 +90,7 @@ class ReportFacts:
     around: pl.DataFrame
     quarantine: pl.DataFrame
     promise: Promise
+    drifts: pl.DataFrame
     warnings: tuple[str, ...] = ()
     detector_version: str = ""
 
@@ -146,10 +149,20 @@ def render_report(facts: ReportFacts) -> str:
         silent=[_silent(row, facts) for row in silent.iter_rows(named=True)],
         quarantine=facts.quarantine.head(MOST_REASONS).to_dicts(),
         more_reasons=max(len(facts.quarantine) - MOST_REASONS, 0),
+        drifts=[words.drift_line(row, facts.dataset) for row in _furthest(facts.drifts)],
+        more_drifts=max(len(facts.drifts) - MOST_DRIFTS, 0),
         warnings=facts.warnings,
         detector=facts.detector_version,
         budget=words.number(facts.promise.promised),
         count=words.count,
+    )
+
+
+def _furthest(drifts: pl.DataFrame) -> Iterator[dict[str, Any]]:
+    return (
+        drifts.sort(pl.col("deviations").abs(), descending=True, maintain_order=True)
+        .head(MOST_DRIFTS)
+        .iter_rows(named=True)
     )
 
 
@@ -255,6 +268,8 @@ def _story(incident: Mapping[str, Any], dataset: Dataset, details: tuple[Driver,
     lead = details[0]
     name = f"{lead.label} ({lead.meaning})" if lead.meaning else lead.label
     expected = "" if lead.expected == words.NOTHING else f" where {lead.expected} was expected"
+    if lead.observed == words.NOTHING:
+        return f"{opening} At the peak, {name} sent nothing{expected}."
     return f"{opening} At the peak, {name} was {lead.observed}{expected}."
 
 
@@ -385,6 +400,7 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
         around=_around(ws, day, incidents),
         quarantine=summarise(ws.lake.scan("quarantine", quarantine_schema(ws.dataset), day, day), ws.dataset),
         promise=read_promise(ws, day),
+        drifts=ws.lake.scan("drifts", drifts_schema(), day, day).collect().sort("entity", "feature"),
         warnings=(*validated["warnings"], *([unseen] if unseen else [])),
         detector_version=state.detector_version or "",
     )

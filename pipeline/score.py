@@ -4,7 +4,7 @@ import hashlib
 import logging
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -31,7 +31,7 @@ from pipeline.sequences import (
     scatter,
 )
 from pipeline.state import State, read_state, states, write_state
-from pipeline.tables import clean_schema, key_schema, scores_schema
+from pipeline.tables import clean_schema, drifts_schema, key_schema, scores_schema
 from pipeline.validate import input_digest, validate
 from pipeline.workspace import Workspace
 
@@ -44,6 +44,7 @@ log = logging.getLogger("nightsift.score")
 PART = 2_000_000  # rows that are read at once, and
 CHUNK = 4096  # windows that are laid out at once: both bound the memory and change no score
 NAMED = 20  # entities that training did not know, by name
+DRIFTED = 3.0  # deviations of the training data, by which the median of a day has moved
 SILENCE = timedelta(days=7)  # an entity that was there within this time and is gone is reported as silent
 
 
@@ -62,6 +63,11 @@ class Shard:
         """Where the shard's result is staged; names all that decides it."""
         return f"{self.day}/{self.detector}-{self.inputs}/{self.index}-of-{self.count}"
 
+    @property
+    def drifts(self) -> str:
+        """Where its drifts are staged, before the result itself."""
+        return f"{self.key}-drifts"
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -70,6 +76,7 @@ class Scored:
     promised: the false alarms per entity and day that its threshold was chosen for; None without a step
     unseen: how many of the entities were not there in training, and are judged on the scales of all
     unseen_names: those of them that come first in the alphabet
+    drifting: how many features of entities have moved slowly
     """
 
     day: str
@@ -80,6 +87,7 @@ class Scored:
     promised: float | None = None
     unseen: int = 0
     unseen_names: list[str] = field(default_factory=list)
+    drifting: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +194,7 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
         pl.lit(detector.threshold.budget).alias("_promised"),
         (~pl.col("entity").is_in(known)).alias("_unseen"),
     )
+    ws.lake.stage(shard.drifts, slow_drifts(detector, frame, ws.dataset))
     ws.lake.stage(shard.key, frame)
     return _summary(frame, shard)
 
@@ -233,6 +242,9 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
             return read_scored(ws, day)
         missing = ", ".join(f"{s.index} of {s.count}" for s, frame in zip(shards, found, strict=True) if frame is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
+    drifts = [moved for shard in shards if (moved := ws.lake.staged(shard.drifts)) is not None]
+    moved = pl.concat(drifts).sort("entity", "feature").with_columns(pl.lit(first.detector).alias("detector_version"))
+    ws.lake.replace("drifts", day, moved, detector=first.detector)
     order = list(key_schema(ws.dataset))
     frame = pl.concat(frames).sort(order, maintain_order=True)
     ws.lake.replace(
@@ -241,7 +253,7 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
         frame.select(name for name in scores_schema(ws.dataset) if name != "day"),
         detector=first.detector,
     )
-    summary = _summary(frame, first)
+    summary = replace(_summary(frame, first), drifting=len(moved))
     write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
     ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
     return summary
@@ -308,6 +320,41 @@ def _score_rows(detector: "Detector", clean: pl.DataFrame, dataset: Dataset, tar
     return pl.concat([steps.frame, columns[steps.step]], how="horizontal").filter(pl.Series(chosen))
 
 
+def slow_drifts(detector: "Detector", frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """What has moved without being abnormal: entity, feature, observed and usual median, deviations between them.
+
+    `frame` holds scored rows, as `score_frame` gives them. A sensor's feature has moved where the median of those that
+    are not anomalous, at least a window of them, is three deviations or more from that of the training data. Entities
+    that training did not know have nothing to have moved from.
+    """
+    channels = [] if dataset.kind == "transaction" else dataset.channels
+    quiet = frame.filter(pl.col("score").is_not_null() & ~pl.col("is_anomaly"))
+    medians = quiet.group_by("entity").agg(pl.len().alias("steps"), pl.col(f"observed_{c}" for c in channels).median())
+    medians = medians.filter(pl.col("steps") >= dataset.window_length).sort("entity")
+    found = [
+        _moved(member, rows.filter(pl.col("entity").is_in(list(member.scaler.entities))), dataset, channel)
+        for _, member, rows in by_member(detector, medians)
+        for channel in channels
+    ]
+    schema = {name: kind for name, kind in drifts_schema().items() if name not in ("day", "detector_version")}
+    return pl.concat([pl.DataFrame(schema=schema), *found]).sort("entity", "feature")
+
+
+def _moved(detector: "Detector", medians: pl.DataFrame, dataset: Dataset, channel: str) -> pl.DataFrame:
+    number, to_units = detector.channels.index(channel), units_of(dataset, channel)
+    observed = medians[f"observed_{channel}"].cast(pl.Float64).to_numpy()
+    rows = [detector.scaler.entities[name] for name in medians["entity"]]
+    center, scale = detector.scaler.center[rows, number], detector.scaler.scale[rows, number]
+    modelled = np.log1p(observed) if to_units is np.expm1 else observed
+    names = medians.select("entity", feature=pl.lit(channel, dtype=pl.String))
+    moved = names.with_columns(
+        pl.Series("observed", observed),
+        pl.Series("usual", to_units(center), dtype=pl.Float64),
+        pl.Series("deviations", (modelled - center) / scale, dtype=pl.Float64),
+    )
+    return moved.filter(pl.col("deviations").is_finite() & (pl.col("deviations").abs() >= DRIFTED))
+
+
 def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
     """Score the steps where `targets` `(n,)` is True; each one's result depends on its own entity's steps only."""
     return weigh(detector, steps, predict(detector, steps, targets))
@@ -345,17 +392,18 @@ def cells(detector: "Detector", view: "View", steps: Steps, smoothed: NDArray[np
     """The `smoothed` cells `(n, channels)` of a view, standardised by entity, less their slow baseline; NaN stays NaN.
 
     In the view without smoothing a channel that stands still for longer than is usual has what `stuck` says, where
-    that is the larger.
+    that is the larger; one that sends nothing for longer than is usual has it although it is not observed.
     """
-    from models.scores import repeats, slow_baseline, stuck
+    from models.scores import absences, repeats, slow_baseline, stuck
 
     rows = view.scaler.rows(steps.entity, steps.names)
     out = ((smoothed - view.scaler.center[rows]) / view.scaler.scale[rows]).astype(np.float32)
     out = out - slow_baseline(out, steps.sequence, view.tau)
     if view.alpha < 1:
         return out
-    still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual)
-    return np.where(still > np.abs(out), still, out)
+    still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual[0])
+    gone = stuck(absences(steps.observed, steps.sequence), detector.usual[1])
+    return np.where(gone > stuck(detector.usual[1], detector.usual[1]), gone, np.where(still > np.abs(out), still, out))
 
 
 def smoothed_cells(alpha: float, steps: Steps, predicted: Predicted, *, inputs: bool) -> NDArray[np.float32]:

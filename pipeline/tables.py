@@ -53,7 +53,10 @@ def quarantine_schema(dataset: Dataset) -> Schema:
 
 
 def scores_schema(dataset: Dataset) -> Schema:
-    """A scored step; the contributions of its channels add up to 1 and are null where a cell is not observed."""
+    """A scored step; the contributions of its channels add up to 1.
+
+    Null where a cell is not observed, unless it is that which contributes: a sensor that sends nothing for too long.
+    """
     verdict = {"score": pl.Float64, "p_value": pl.Float64, "threshold": pl.Float64, "is_anomaly": pl.Boolean}
     cells = {
         f"{what}_{channel}": pl.Float64
@@ -61,6 +64,15 @@ def scores_schema(dataset: Dataset) -> Schema:
         for channel in dataset.channels
     }
     return DAY | key_schema(dataset) | verdict | cells | {"detector_version": pl.String}
+
+
+def drifts_schema() -> Schema:
+    """A sensor's feature that has moved without being abnormal: medians in its own unit, and how far they are apart.
+
+    `deviations` are those of the training data.
+    """
+    moved = dict.fromkeys(("observed", "usual", "deviations"), pl.Float64)
+    return DAY | {"entity": pl.String, "feature": pl.String, **moved, "detector_version": pl.String}
 
 
 def incidents_schema() -> Schema:

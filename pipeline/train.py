@@ -479,16 +479,19 @@ def _learn_odds(judging: "Signals", signals: NDArray[np.float64], known: NDArray
 
 
 def _usual_runs(dataset: Dataset, steps: Steps, learned: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The longest runs of equal readings to call normal, `(channels,)`; empty for transactions, which have no clock.
+    """The longest runs of equal, and of missing, readings to call normal, `(2, channels)`.
 
-    At least a segment's length, so that no chance repetition of a coarse sensor counts.
+    At least a segment's length, so that no chance repetition of a coarse sensor counts. Empty for transactions, which
+    have no clock.
     """
-    from models.scores import repeats
+    from models.scores import absences, repeats
 
     if dataset.kind == "transaction":
         return np.empty(0, np.int64)
-    seen = repeats(steps.values, steps.observed & learned[:, None], steps.sequence)
-    return np.maximum(seen.max(axis=0, initial=0), dataset.window.rows)
+    same = repeats(steps.values, steps.observed & learned[:, None], steps.sequence)
+    missing = absences(steps.observed, steps.sequence)[learned]
+    longest = [runs.max(axis=0, initial=0) for runs in (same, missing)]
+    return np.maximum(np.stack(longest), dataset.window.rows)
 
 
 def _learn_views(
@@ -606,19 +609,21 @@ def _find_injected(
     detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]
 ) -> tuple[dict[str, float], float]:
     """What `Evaluation` holds as recall and explained; the kinds of injection take turns over the stretches."""
-    from models.injections import INJECTIONS
+    from models.injections import AMONG_OTHERS, INJECTIONS
 
     rng = np.random.default_rng(dataset.model.seed)
-    kinds = list(INJECTIONS)
+    kinds = [kind for kind in INJECTIONS if len(detector.channels) > 1 or kind not in AMONG_OTHERS]
     stretches = _stretches(steps, targets, dataset, rng)
-    values = steps.values.copy()
+    values = np.where(steps.observed, steps.values, np.float32(np.nan))
     for n, stretch in enumerate(stretches):
         inject = INJECTIONS[kinds[n % len(kinds)]]
         values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
-    judged = judge(detector, replace(steps, values=np.where(steps.observed, values, 0)), targets)
-    judged = relative(detector, steps, judged)
-    disturbed = [int(np.argmax(np.abs(values[s] - steps.values[s]).max(axis=0))) for s in stretches]
-    return _tell_found(judged, detector.threshold.value, stretches, kinds, [{channel} for channel in disturbed])
+    observed = np.isfinite(values)
+    disturbed = replace(steps, values=np.where(observed, values, 0).astype(np.float32), observed=observed)
+    judged = relative(detector, steps, judge(detector, disturbed, targets))
+    changed = (disturbed.values != steps.values) | (observed != steps.observed)
+    drivers = [set(np.flatnonzero(changed[stretch].any(axis=0)).tolist()) for stretch in stretches]
+    return _tell_found(judged, detector.threshold.value, stretches, kinds, drivers)
 
 
 def _find_injected_events(

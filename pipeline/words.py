@@ -247,6 +247,16 @@ def promise_line(promise: Promise) -> str:
     )
 
 
+def drift_line(drift: Mapping[str, Any], dataset: Dataset) -> str:
+    """A slow drift in one sentence."""
+    feature = drift["feature"]
+    observed, usual = (in_words(dataset, feature, drift[what]) for what in ("observed", "usual"))
+    return (
+        f"{clean_text(drift['entity'])}: {feature_label(feature)} lies around {observed}, in training it lay around "
+        f"{usual}, {short(abs(drift['deviations']))} deviations away"
+    )
+
+
 def unseen_line(scored: Scored) -> str:
     """Which entities training did not know, in one sentence; empty where it knew them all."""
     if scored.unseen == 0:

@@ -117,7 +117,7 @@ def deliver(ws: Workspace, frame: pl.DataFrame, name: str) -> Path:
 
 def tables(ws: Workspace, *names: str) -> dict[str, pl.DataFrame]:
     """The whole content of the named tables (all that a night writes, by default), in one order."""
-    kept = names or ("landing", "clean", "quarantine", "scores", "incidents", "partitions")
+    kept = names or ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "partitions")
     found = {}
     for name in kept:
         if ws.lake.exists(name):

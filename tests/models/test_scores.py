@@ -16,6 +16,7 @@ from models.scores import (
     Odds,
     Signals,
     View,
+    absences,
     measure,
     most_surprised,
     quadratic_form,
@@ -197,11 +198,27 @@ def test_smoothing_uses_the_past_of_its_own_sequence_only():
 
 @pytest.mark.parametrize("kind", INJECTIONS)
 def test_injections_change_one_channel_and_leave_the_original(kind):
-    """An injected anomaly stays in one channel and does not touch the data it was made from."""
-    values = np.zeros((16, 3))
+    """An injected anomaly stays in one channel, or swaps two, and does not touch the data it was made from."""
+    values = np.random.default_rng(1).normal((0, 100, 200), size=(16, 3))
+    before = values.copy()
     out = INJECTIONS[kind](values, np.ones(3), np.random.default_rng(0))
-    assert (np.abs(out).max(axis=0) > 1).sum() == 1
-    assert (values == 0).all()
+    np.testing.assert_array_equal(values, before)
+    moved = (out != values).any(axis=0)
+    assert moved.sum() == (2 if kind == "swapped" else 1)
+    if kind in ("spike", "shift", "noise", "drift"):
+        assert np.abs(out - values).max() > 1
+    if kind == "stuck":
+        assert len(np.unique(out[:, moved])) == 1
+    if kind == "missing":
+        assert np.isnan(out[:, moved]).all()
+
+
+def test_absences_are_counted_in_their_own_sequence():
+    """Steps without a reading, from the sequence's beginning or the last reading on."""
+    observed = np.array([[1, 0], [0, 0], [0, 1], [1, 0], [0, 0], [0, 0]], bool)
+    sequence = np.array([0, 0, 0, 0, 1, 1])
+    assert absences(observed, sequence).T.tolist() == [[0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 1, 2]]
+    assert absences(np.empty((0, 2), bool), np.empty(0, int)).shape == (0, 2)
 
 
 @pytest.mark.parametrize(("kind", "events"), [("amount", 1), ("velocity", 7), ("merchant", 1)])

@@ -263,7 +263,7 @@ def test_what_is_known_to_be_anomalous_is_not_learned_from(trained):
     no_incidents = pl.DataFrame(schema={"entity": pl.String, "start": pl.Datetime("us", "UTC"),
                                         "end": pl.Datetime("us", "UTC")})  # fmt: skip
     with tracking.run(trained, "train", "once more"):
-        learned = learn(trained.dataset, clean, start, {}, no_incidents, lambda _: None)
+        learned = learn(trained.dataset, clean, start, {}, no_incidents, no_incidents, lambda _: None)
     anomalous = learned.clean["_label"].fill_null(value=False).to_numpy()
     assert anomalous.sum() > 100
     assert set(learned.part[anomalous]) == {BEFORE, KNOWN}

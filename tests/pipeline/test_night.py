@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import read_incidents
 from pipeline.night import backfill, missing_days, run_night, score_days
 from pipeline.review import record
-from pipeline.score import load_detector, stale_days
+from pipeline.score import load_detector, slow_drifts, stale_days
 from pipeline.tracking import champion, promote
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
@@ -85,6 +85,20 @@ def test_the_fault_is_found_and_said_to_be_in_the_right_feature(fresh):
     assert worst["drivers"][0]["feature"] in changed
     middle = START + timedelta(days=HISTORY, minutes=610 if sensor else 604)
     assert worst["start"] <= middle <= worst["end"]
+
+
+def test_a_sensor_that_sends_nothing_while_others_do_is_found(fresh):
+    """From twice the usual gap on; the incident names the sensor, and says that there was no reading."""
+    if fresh.dataset.kind == "transaction":
+        return
+    gone = (pl.col("machine") == "m2") & pl.col("time").dt.hour().is_between(10, 17)
+    deliver(fresh, sensor_day(HISTORY).with_columns(flow=pl.when(~gone).then("flow")), f"day-{HISTORY:02}")
+    score_days(fresh, NIGHTS[:1])
+    found = read_incidents(fresh, *NIGHTS[:1] * 2).filter(entity="m2").row(0, named=True)
+    assert found["drivers"][0]["feature"] == "flow"
+    assert found["drivers"][0]["observed"] is None
+    assert found["start"].hour in range(10, 15)
+    assert 17 <= found["end"].hour <= 19
 
 
 def test_a_night_twice_and_nights_in_another_order_give_the_same_tables(fresh, trained, tmp_path):
@@ -363,3 +377,25 @@ def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     assert pairs["score"].gather_every(2).equals(pairs["score"].gather_every(2, 1))
     assert pairs["observed_flow"].null_count() == pairs["observed_heat"].null_count() == 0
     assert scores["contribution_gone"].null_count() == len(scores)
+
+
+def test_a_feature_that_moved_slowly_is_a_drift_and_no_incident(trained):
+    """The median of what is not anomalous against the training's, of known entities, of a window at least."""
+    detector = load_detector(champion(trained).folder)
+    if trained.dataset.kind == "transaction":
+        frame = pl.DataFrame({"entity": ["c1"], "score": [0.1], "is_anomaly": [False], "observed_amount": [1e6]})
+        assert slow_drifts(detector, frame, trained.dataset).is_empty()
+        return
+    rows = trained.dataset.window_length
+    (m0, m1), flow = (detector.scaler.entities[name] for name in ("m0", "m1")), detector.channels.index("flow")
+    center, scale = detector.scaler.center[:, flow], detector.scaler.scale[:, flow]
+    usual = {"score": 0.1, "is_anomaly": False, "observed_heat": float(detector.scaler.center[m1, 1])}
+    quiet = [{**usual, "entity": "m1", "observed_flow": center[m1] + 5 * scale[m1]}] * rows
+    quiet += [{**usual, "entity": "new", "observed_flow": 1e3}] * rows
+    loud = [{**usual, "entity": "m0", "observed_flow": 1e3, "is_anomaly": True}] * rows
+    calm = [{**usual, "entity": "m0", "observed_flow": center[m0] + 2.9 * scale[m0]}] * rows
+    found = slow_drifts(detector, pl.DataFrame([*quiet, *loud, *calm]), trained.dataset)
+    assert found.select("entity", "feature").rows() == [("m1", "flow")]
+    assert found["deviations"][0] == pytest.approx(5)
+    assert found["usual"][0] == pytest.approx(center[m1])
+    assert slow_drifts(detector, pl.DataFrame(quiet[1:]), trained.dataset)["entity"].to_list() == []

@@ -17,7 +17,7 @@ from pipeline.lake import Lake
 from pipeline.report import MOST_CARDS, join_scores, read_facts, render_report, summarise, surroundings, write_report
 from pipeline.score import Scored
 from pipeline.state import State, write_state
-from pipeline.tables import clean_schema, incidents_schema, quarantine_schema, scores_schema
+from pipeline.tables import clean_schema, drifts_schema, incidents_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
 
 DAY = date(2026, 3, 25)
@@ -455,3 +455,29 @@ def test_reasons_are_grouped_by_kind_and_counted_by_row() -> None:
         ("flow: … is below 0 m3/h", 2), ("flow: is missing", 1), ("time: … is not a time", 1),
     ]  # fmt: skip
     assert max(len(example) for example in found["examples"].explode()) < 400
+
+
+def test_slow_drifts_are_told_apart_from_incidents(night):
+    """What lay where and where it lies now, the furthest first; a night without drifts has no word of them."""
+    assert "Slow drifts" not in render_report(read_facts(night, DAY))
+    rows = [
+        {"entity": f"pump-{n}", "feature": "vibration", "observed": 3.0 + n, "usual": 3.0, "deviations": -4.04 * n}
+        for n in range(1, 24)
+    ]
+    night.lake.replace("drifts", DAY, table(rows, drifts_schema()))
+    page = render_report(read_facts(night, DAY))
+    text = Outline(page).text
+    line = "pump-23: vibration lies around 26 mm/s, in training it lay around 3 mm/s, 93 deviations away"
+    assert line in text
+    assert text.index("pump-23:") < text.index("pump-5:")
+    assert "pump-3:" not in text
+    assert "and 3 more, in the table drifts" in text
+
+
+def test_a_sensor_that_sent_nothing_is_said_to(tmp_path):
+    """Nothing was observed, and that is what the incident is about."""
+    ws = workspace(tmp_path, pumps())
+    fill(
+        ws, readings(ws.dataset, ["pump-1"]), [incident("pump-1", at("14:00"), at("15:00"), ("flow", 1.0, None, 100.0))]
+    )
+    assert "At the peak, flow sent nothing where 100 m3/h was expected." in page_of(ws).text

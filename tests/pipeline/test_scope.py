@@ -90,14 +90,12 @@ def test_an_own_detector_finds_what_the_one_for_all_takes_for_normal(grouped, al
 def test_who_has_no_group_is_scored_by_the_detector_of_all_from_the_first_night(grouped, alone):
     """A machine that nobody has seen before has the scores and threshold of the detector of all, known ones theirs."""
     detector = Detector.load(champion(grouped).folder)
-    thresholds = {name: one.threshold.value for name, one in [*detector.members.items(), ("", detector)]}
-    assert len(set(thresholds.values())) == 3
+    own = {**detector.members, "": detector}
+    assert len({one.threshold.value for one in own.values()}) == 3
     found = dict(scores(grouped).select("entity", "threshold").unique().iter_rows())
-    assert found == {
-        **dict.fromkeys(("a1", "a2"), thresholds["with"]),
-        **dict.fromkeys(("b1", "b2"), thresholds["against"]),
-        "z1": thresholds[""],
-    }
+    group = {"a1": "with", "a2": "with", "b1": "against", "b2": "against", "z1": ""}
+    thresholds = {name: own[group[name]].threshold for name in group}
+    assert found == {name: learned.value * learned.factor([name])[0] for name, learned in thresholds.items()}
     new, want = (scores(ws).filter(pl.col("entity") == "z1").drop("detector_version") for ws in (grouped, alone))
     assert new["score"].null_count() == 0
     assert new.equals(want)
