@@ -357,7 +357,8 @@ def test_payments_of_which_only_the_amount_is_known_are_trained_on_and_scored(ma
 def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     """A machine with one reading, a constant feature and one that is never observed do not stop a night.
 
-    Neither does a machine whose sensors are read apart: both of its rows have the score of their step.
+    Neither does a machine whose sensors are read apart: both of its rows have the score of their step. A feature that
+    was constant in training and moves is an incident of its own, and so is a night without any reading.
     """
     ws = make_workspace(SENSOR.replace("window:", "  - {name: still}\n  - {name: gone}\nwindow:"))
     for day in range(6):
@@ -366,7 +367,9 @@ def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
         none, later = pl.lit(None, dtype=pl.Float64), pl.col("time") + pl.duration(minutes=1)
         apart = [apart.with_columns(heat=none), apart.with_columns(flow=none, time=later)]
         rows = pl.concat([sensor_day(day), lonely, *apart])
-        deliver(ws, rows.with_columns(still=pl.lit(3.0), gone=pl.lit(None, dtype=pl.Float64)), f"day-{day}")
+        moves = (pl.col("machine") == "m2") & pl.col("time").dt.hour().is_between(10, 12) & (day == 5)
+        still = pl.when(moves).then(3.5).otherwise(3.0)
+        deliver(ws, rows.with_columns(still=still, gone=pl.lit(None, dtype=pl.Float64)), f"day-{day}")
     day = START.date() + timedelta(days=5)
     assert train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(day)[0]).promoted
     (scored,) = score_days(ws, [day])
@@ -377,6 +380,12 @@ def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     assert pairs["score"].gather_every(2).equals(pairs["score"].gather_every(2, 1))
     assert pairs["observed_flow"].null_count() == pairs["observed_heat"].null_count() == 0
     assert scores["contribution_gone"].null_count() == len(scores)
+    moved = read_incidents(ws, day, day).filter(entity="m2").row(0, named=True)
+    assert (moved["drivers"][0]["feature"], moved["start"].hour) == ("still", 10)
+    (nothing,) = score_days(ws, [day + timedelta(days=1)])
+    assert (nothing.steps, nothing.anomalous, nothing.drifting) == (0, 0, 0)
+    whole = read_incidents(ws, day + timedelta(days=1), day + timedelta(days=1))
+    assert whole.select("entity", "kind", "steps").rows() == [("(all)", "silent", 0)]
 
 
 def test_a_feature_that_moved_slowly_is_a_drift_and_no_incident(trained):
