@@ -98,9 +98,10 @@ def test_of_two_labels_of_one_event_the_latest_files_wins(make_workspace):
     ("form", "text"),
     [
         ("csv", b"payment,fraud\n0-3,true\n0-4,false\n0-5,\n"),
-        ("csv", gzip.compress(b"payment;fraud\n0-3;1\n0-4;0\n")),
+        ("csv", gzip.compress(b"payment;fraud\n0-3;1\n0-4;0\n", mtime=0)),
         ("ndjson", b'{"payment": "0-3", "fraud": true}\n{"payment": "0-4", "fraud": 0}\n'),
     ],
+    ids=["csv", "csv.gz", "ndjson"],
 )
 def test_labels_are_read_as_sources_are(make_workspace, form, text):
     """CSV, packed or not, and NDJSON; 0, 1, true and false; an empty cell says nothing."""
