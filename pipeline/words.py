@@ -238,6 +238,8 @@ def promise_line(promise: Promise) -> str:
     over = "In this night" if lately.nights == 1 else f"Over the last {lately.nights} nights"
     were = "was" if lately.incidents == 1 else "were"
     verdict = "the promise is kept"
+    if lately.incidents > promise.promised * lately.entity_days:
+        verdict = "more than promised, but no more than chance explains"
     if lately.bounds[0] > promise.promised:
         verdict = "more than promised; confirm those that are real and dismiss the others, for training to heed"
     return (

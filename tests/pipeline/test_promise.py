@@ -76,6 +76,7 @@ def test_the_bounds_hold_the_true_rate_nine_times_out_of_ten():
              "entity and day (0.027 to 0.074 by what such a count can tell), where at most 0.05 are promised: the "
              "promise is kept."),
         (1, "there was 1 incident that nobody confirmed in 280 entity-days, 0.0036 per entity and day"),
+        (16, "where at most 0.05 are promised: more than promised, but no more than chance explains."),
         (40, "more than promised; confirm those that are real and dismiss the others"),
     ],
 )  # fmt: skip

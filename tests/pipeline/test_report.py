@@ -199,7 +199,7 @@ def test_report_says_what_was_promised_and_who_was_not_there_in_training(night: 
     write_state(night, State(DAY, "score", "i", "c", "7-abc", asdict(scored)))
     text = page_of(night).text
     assert "In this night there was 1 incident that nobody confirmed in 2 entity-days, 0.5 per entity and day" in text
-    assert "where at most 0.05 are promised: the promise is kept." in text
+    assert "where at most 0.05 are promised: more than promised, but no more than chance explains." in text
     assert f"pump-8 and {NASTY} were not there in training and are judged on the scales of all" in text
     assert NASTY not in write_report(night, DAY).read_text()
 
