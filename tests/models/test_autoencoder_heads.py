@@ -193,7 +193,7 @@ def test_visible_values_count(head, body):
 
 @property_test
 @given(
-    rows=st.integers(4, 9),
+    rows=st.integers(5, 9),  # 4 are too few to be halved three times, and refused
     body=st.sampled_from([((2,), 1, 1), ((2,), 2, 1), ((2,), 3, 1), ((2,), 1, 3), ((2, 2), (2, 1), 2), ((2, 2), 2, 1)]),
     head=st.sampled_from(HEADS),
 )
