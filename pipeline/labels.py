@@ -273,7 +273,7 @@ def check_labels(ws: Workspace) -> str:
     """
     files = list_label_files(ws)
     read = read_label_file(ws.dataset, files[-1])
-    said = f"{len(files)} file{'s'[: len(files) - 1]}; {files[-1].name} has {len(read):,} labels"
+    said = f"{len(files)} file{'s' if len(files) > 1 else ''}; {files[-1].name} has {len(read):,} labels"
     day = ws.lake.scan("clean", key_schema(ws.dataset)).select(pl.col("day").max()).collect().item()
     if not ws.dataset.label_rates:
         return said

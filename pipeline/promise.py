@@ -9,7 +9,7 @@ from scipy.stats import chi2
 from pipeline.config import Dataset
 from pipeline.review import confirmed
 from pipeline.score import Scored, read_scored
-from pipeline.state import states
+from pipeline.state import state_of, states
 from pipeline.tables import incidents_schema
 from pipeline.workspace import Workspace
 
@@ -61,7 +61,7 @@ def read_promise(ws: Workspace, day: date) -> Promise:
     tonight = read_scored(ws, day)
     first = day - timedelta(days=NIGHTS - 1)
     recorded = states(ws, "score").filter(pl.col("day").is_between(first, day))
-    scored = [read_scored(ws, d) for d in recorded["day"]]
+    scored = [Scored(**state_of(row).counts) for row in recorded.iter_rows(named=True)]
     same = [night for night in scored if night.promised == tonight.promised]
     incidents = ws.lake.scan("incidents", incidents_schema(), first, day).filter(pl.col("kind") != "silent").collect()
     open_ones = unconfirmed(incidents, confirmed(ws))

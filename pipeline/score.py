@@ -402,8 +402,9 @@ def cells(detector: "Detector", view: "View", steps: Steps, smoothed: NDArray[np
     if view.alpha < 1:
         return out
     still = stuck(repeats(steps.values, steps.observed, steps.sequence), detector.usual[0])
-    gone = stuck(absences(steps.observed, steps.sequence), detector.usual[1])
-    return np.where(gone > stuck(detector.usual[1], detector.usual[1]), gone, np.where(still > np.abs(out), still, out))
+    gone = absences(steps.observed, steps.sequence)
+    out = np.where(still > np.abs(out), still, out)
+    return np.where(gone > detector.usual[1], stuck(gone, detector.usual[1]), out)
 
 
 def smoothed_cells(alpha: float, steps: Steps, predicted: Predicted, *, inputs: bool) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ class State:
 def read_state(ws: Workspace, day: date, step: str) -> State | None:
     """What `step` recorded for `day`; None where it never finished."""
     rows = ws.lake.scan("partitions", partitions_schema(), day, day).filter(pl.col("step") == step).collect()
-    return _state(rows.row(0, named=True)) if rows.height else None
+    return state_of(rows.row(0, named=True)) if rows.height else None
 
 
 def write_state(ws: Workspace, state: State) -> None:
@@ -62,5 +62,6 @@ def states(ws: Workspace, step: str | None = None) -> pl.DataFrame:
     return rows.sort("day", "step").collect()
 
 
-def _state(row: dict[str, Any]) -> State:
+def state_of(row: dict[str, Any]) -> State:
+    """A record as `states` has it, by name."""
     return State(**{**row, "counts": json.loads(row["counts"])})

@@ -553,7 +553,7 @@ def evaluate(
     from models.threshold import cluster_peaks
 
     targets = part == HOLDOUT
-    judged = relative(detector, steps, judge(detector, steps, targets))
+    judged = relative(detector, steps, targets)
     merge = dataset.merge_within.total_seconds() * 1e6
     days = covered(steps, targets, dataset)
     chosen = np.flatnonzero(targets & np.isfinite(judged.score))
@@ -567,9 +567,15 @@ def evaluate(
     return Evaluation(len(alarms) / days, *found, days), judged
 
 
-def relative(detector: "Detector", steps: Steps, judged: Judged) -> Judged:
-    """The results with scores over their entities' factors: what `threshold.value` is compared with."""
-    return replace(judged, score=judged.score / detector.threshold.factor(steps.names)[steps.entity])
+def relative(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
+    """The targets scored, over their entities' factors: what `threshold.value` is compared with."""
+    judged = judge(detector, steps, targets)
+    return replace(judged, score=over_factors(detector, steps, judged.score))
+
+
+def over_factors(detector: "Detector", steps: Steps, score: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The scores `(n,)` of the steps over the factors of their entities' thresholds."""
+    return score / detector.threshold.factor(steps.names)[steps.entity]
 
 
 def evaluate_members(detector: "Detector", dataset: Dataset, learned: Learned) -> dict[str, Evaluation]:
@@ -620,7 +626,7 @@ def _find_injected(
         values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
     observed = np.isfinite(values)
     disturbed = replace(steps, values=np.where(observed, values, 0).astype(np.float32), observed=observed)
-    judged = relative(detector, steps, judge(detector, disturbed, targets))
+    judged = relative(detector, disturbed, targets)
     changed = (disturbed.values != steps.values) | (observed != steps.observed)
     drivers = [set(np.flatnonzero(changed[stretch].any(axis=0)).tolist()) for stretch in stretches]
     return _tell_found(judged, detector.threshold.value, stretches, kinds, drivers)
@@ -651,7 +657,7 @@ def _find_injected_events(
     marks = injected.select("entity", "event_time", "injected").unique(["entity", "event_time"])
     number = steps.frame.join(marks, on=["entity", "event_time"], how="left", maintain_order="left")["injected"]
     which = number.fill_null(-1).to_numpy()
-    judged = relative(detector, steps, judge(detector, steps, which >= 0))
+    judged = relative(detector, steps, which >= 0)
     stretches = [np.flatnonzero(which == n) for n in range(len(made))]
     tell = [{dataset.channels.index(channel) for channel in drivers[name]} for name in names]
     told = [tell[n % len(names)] for n in range(len(made))]
@@ -754,7 +760,8 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         "holdout_entity_days": evaluation.entity_days, "injected_explained": evaluation.explained,
         **{f"injected_recall.{kind}": value for kind, value in evaluation.recall.items()},
     })  # fmt: skip
-    tracking.log_figure(figures.calibration(_calibrated(learned), judged.score, threshold), "calibration")
+    calibrated = over_factors(detector, steps, learned.calibrated)
+    tracking.log_figure(figures.calibration(calibrated, judged.score, threshold), "calibration")
     incumbent = tracking.find(ws, tracking.CHAMPION)
     with TemporaryDirectory(prefix="nightsift-") as scratch:
         folder = Path(scratch) / "detector"
@@ -771,11 +778,6 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
         entities=len(steps.names), threshold=threshold.value,
         budget=threshold.budget, realised=evaluation.realised, injected_recall=evaluation.injected_recall, seconds=0.0,
     )  # fmt: skip
-
-
-def _calibrated(learned: Learned) -> NDArray[np.float64]:
-    """The calibration scores over their entities' factors."""
-    return learned.calibrated / learned.detector.threshold.factor(learned.steps.names)[learned.steps.entity]
 
 
 def _log_members(detector: "Detector", by_group: Mapping[str, Evaluation]) -> None:
