@@ -16,13 +16,15 @@ from pathlib import Path
 
 import polars as pl
 
-from benchmarks import _drift, _skab, _transactions
+from benchmarks import _budgets, _drift, _skab, _transactions
 from benchmarks._common import DEFAULT_KIND, Result, compare, main, metrics, real_data
 from benchmarks._rivals import RIVALS
 
 SERIES = ("asd", "smd", "nab")  # judged by VUS-PR
 OTHERS: dict[str, Callable[..., Result]] = {
+    "anomaly-free": _skab.measure_normal,
     "drift": _drift.measure,
+    "budgets": _budgets.measure,
     "transactions": _transactions.measure,
     "transactions-labels": partial(_transactions.measure, labelled=True),
 }

@@ -16,7 +16,8 @@ from models.scaler import RobustScaler
 from models.scores import Odds, Signals, View
 from models.threshold import Rarity, Tail, Threshold
 
-FORMAT = 3
+FORMAT = 4
+VIEW = ("inputs", "alpha", "alone", "tau")
 THRESHOLD = ("value", "budget", "aimed", "expected", "entity_days", "factors", "adapted")
 Scope = str | Mapping[str, Sequence[str]]
 
@@ -84,7 +85,7 @@ class Detector:
             "groups": self.groups,
             "scaler": list(self.scaler.entities),
             "views": [
-                {"inputs": view.inputs, "alpha": view.alpha, "tau": view.tau, "scaler": list(view.scaler.entities)}
+                {name: getattr(view, name) for name in VIEW} | {"scaler": list(view.scaler.entities)}
                 for view in self.views
             ],
             "amounts": [list(amount) for amount in self.signals.amounts],

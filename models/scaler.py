@@ -1,7 +1,7 @@
 """Robust scaling per channel and entity, learned once and kept with the detector."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -40,6 +40,17 @@ class RobustScaler:
         center = np.stack([channel[0] for channel in channels], axis=1)
         scale = np.stack([channel[1] for channel in channels], axis=1)
         return cls({names[code]: row + 1 for row, code in enumerate(np.unique(entity))}, center, scale)
+
+    def widened(self, by: NDArray[np.float64], names: Sequence[str]) -> "RobustScaler":
+        """The same with scales that hold `by` `(names, channels)` as well, as variances add up.
+
+        `by` is in the values' units; an entity that was never learned has the root mean square of all.
+        """
+        table = np.zeros_like(self.scale)
+        table[0] = np.sqrt(np.mean(by**2, axis=0)) if len(by) else 0.0
+        for name, own in zip(names, by, strict=True):
+            table[self.entities.get(name, 0)] = own if name in self.entities else table[0]
+        return replace(self, scale=np.hypot(self.scale, table))
 
     def rows(self, entity: NDArray[np.int64], names: Sequence[str]) -> NDArray[np.int64]:
         """For each step the row of `center` and `scale` that serves its entity, 0 for one never learned."""

@@ -1,10 +1,13 @@
 """From reconstruction errors to one anomaly score per step.
 
-A sensor is looked at in three views, and the one that is most surprised decides: its errors as they are, for what is
-sudden, and smoothed over some ten steps, for what is small and stays; and its inputs smoothed likewise, for what the
-network has learned to expect as soon as it sees it. In a view a step is measured by a quadratic form. That of errors is
-the mean square and with half the weight the Mahalanobis distance, so that a loud channel and a broken relation between
-quiet ones both show; that of inputs is the mean square alone, as it must hold for levels that were not seen together.
+A sensor is looked at in four views, and the one that is most surprised decides: its errors as they are, for what is
+sudden, and smoothed over some ten steps, for what is small and stays; its inputs smoothed likewise, for what the
+network has learned to expect as soon as it sees it; and its inputs smoothed over three steps, each channel alone. In
+the first three a step is measured by a quadratic form. That of errors is the mean square and with a quarter of its
+weight the Mahalanobis distance, so that a loud channel and a broken relation between quiet ones both show; that of
+inputs is the mean square alone, as it must hold for levels that were not seen together. In the last it is measured by
+the channel that is farthest beyond what it ever is on its own: so that a quiet one is heard where others are loud every
+day.
 
 An event is judged by how rare it is: its amount, its amount against history and expectation, the errors of what else
 was measured, and, with less weight, those of categories and of habits such as the time since the last event. What is
@@ -26,8 +29,10 @@ from models.threshold import Rarity
 LIMIT = 20.0  # standardised cells beyond this are as bad as this: keeps one absurd reading from deafening the rest
 TYPICAL = 8.0  # up to this they teach the covariance
 SHRINK = 0.1  # of the covariance, towards its diagonal (Ledoit and Wolf 2004)
-MAHALANOBIS = 0.5  # weight of the Mahalanobis distance beside the mean square of errors
+MAHALANOBIS = 0.25  # weight of the Mahalanobis distance beside the mean square of errors
 UNIT = 0.99  # the quantile of normal scores that is a view's 1
+RARE = 1e-4  # how often a channel by itself is beyond its own level
+SMALL = 4.0  # deviations: no channel's own level is less
 INFLUENCE = 2.0  # deviations, at which an error moves the slow baseline most
 MINOR = 0.5  # weight of a minor channel
 POWER = 3  # of the surprises that are added up: several moderate ones count, many small ones hardly
@@ -41,13 +46,15 @@ class View:
 
     inputs: whether it looks at the scaled inputs, or at the errors
     alpha: weight of the newest step in the smoothing; 1: none
+    alone: whether the largest term of the form is the score, or the root of them all
     tau: steps in which the slow baseline follows
     scaler: of the smoothed cells, by entity
-    form: `(channels, channels)` float64, the quadratic form of a step; its square root is 1 at the 0.99 quantile
+    form: `(channels, channels)` float64, the quadratic form of a step
     """
 
     inputs: bool
     alpha: float
+    alone: bool
     tau: float
     scaler: RobustScaler
     form: NDArray[np.float64]
@@ -157,6 +164,25 @@ def repeats(values: NDArray[np.float32], observed: NDArray[np.bool_], sequence: 
     return out
 
 
+def wander(
+    inputs: NDArray[np.float32], entity: NDArray[np.int64], later: NDArray[np.bool_], count: int
+) -> NDArray[np.float64]:
+    """How far the level of each channel moved from an entity's earlier half to its later one: `(count, channels)`.
+
+    The distance of the medians of the `inputs` `(n, channels)`; NaN cells do not count. 0 where a half has none. What
+    moved while it was normal will move again: a scale that knows only minutes would call every hour abnormal.
+    """
+    cells = pl.DataFrame({str(c): inputs[:, c] for c in range(inputs.shape[1])}).fill_nan(None)
+    halves = cells.with_columns(entity=pl.Series(entity), later=pl.Series(later))
+    out = np.zeros((count, inputs.shape[1]))
+    levels = halves.group_by("entity", "later").median().sort("entity", "later")
+    for code, both in levels.partition_by("entity", as_dict=True, include_key=False).items():
+        if len(both) == 2:
+            level = both.drop("later").cast(pl.Float64).to_numpy()
+            out[code[0]] = np.nan_to_num(np.abs(level[1] - level[0]))
+    return out
+
+
 def absences(observed: NDArray[np.bool_], sequence: NDArray[np.int64]) -> NDArray[np.int64]:
     """For how many steps of its sequence, this one included, a channel has not been observed: `(n, channels)`."""
     number = np.arange(len(sequence))[:, None]
@@ -177,8 +203,9 @@ def stuck(repeated: NDArray[np.int64], usual: NDArray[np.int64]) -> NDArray[np.f
 def quadratic_form(cells: NDArray[np.floating], *, inputs: bool) -> NDArray[np.float64]:
     """The form `(channels, channels)` of a view, learned from the `cells` `(n, channels)` of normal steps.
 
-    The mean square, and but for `inputs` with half the weight the Mahalanobis distance under a covariance shrunk to its
-    diagonal, each in the unit that 1 % of the steps exceed. NaN counts as 0; without steps it is the mean square.
+    The mean square, and but for `inputs` with a quarter of its weight the Mahalanobis distance under a covariance
+    shrunk to its diagonal, each in the unit that 1 % of the steps exceed. NaN counts as 0; without steps it is the mean
+    square.
     """
     steps: NDArray[np.float64] = np.nan_to_num(cells.astype(np.float64))
     width = steps.shape[1]
@@ -194,6 +221,17 @@ def quadratic_form(cells: NDArray[np.floating], *, inputs: bool) -> NDArray[np.f
     return _in_units(form, steps)
 
 
+def own_levels(cells: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The form `(channels, channels)` of a view of channels alone, learned from the `cells` `(n, channels)`.
+
+    A channel's term is 1 where it reaches what one normal cell of it in ten thousand does, by a generalised Pareto
+    tail, and at least four deviations.
+    """
+    sizes = np.minimum(np.abs(cells), LIMIT)
+    levels = [Rarity.learn(size).level(RARE) for size in sizes.T]
+    return np.diag(np.maximum(levels, SMALL) ** -2.0)
+
+
 def _in_units(form: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[np.float64]:
     steps = np.clip(steps, -LIMIT, LIMIT)
     square = np.einsum("ij,ij->i", steps @ form, steps)
@@ -203,8 +241,9 @@ def _in_units(form: NDArray[np.float64], steps: NDArray[np.float64]) -> NDArray[
 def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Score `(n,)` and contributions `(n, channels)` of a view's `cells` `(n, channels)`; NaN cells do not count.
 
-    The score is the root of the quadratic form, in proportion to the cells that are observed; NaN where none is. A
-    channel's contribution is the share of its own terms of the form, where they are positive.
+    The score is the root of the quadratic form, in proportion to the cells that are observed, or the largest term of
+    channels that stand alone; NaN where none is observed. A channel's contribution is the share of its own terms of the
+    form, where they are positive.
     """
     seen = np.isfinite(cells)
     steps = np.clip(np.nan_to_num(cells.astype(np.float64)), -LIMIT, LIMIT)
@@ -212,8 +251,9 @@ def measure(cells: NDArray[np.floating], view: View) -> tuple[NDArray[np.float64
     count = seen.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         whole = terms.sum(axis=1) * cells.shape[1] / count
+        score = terms.max(axis=1) if view.alone else np.sqrt(np.maximum(whole, 0))
     own = shares(np.where(seen, np.maximum(terms, 0), np.nan))
-    return np.where(count > 0, np.sqrt(np.maximum(whole, 0)), np.nan), own
+    return np.where(count > 0, score, np.nan), own
 
 
 def shares(part: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -191,7 +191,7 @@ def entity_factors(
     judged by the factor that the other half of its entity's time teaches, so that a threshold that stands on such
     scores promises nothing that new data does not keep.
     """
-    later = _later_half(run, count)
+    later = later_half(run, count)
     whole = _typical_peaks(score, run, time, merge, count)
     early, late = (_typical_peaks(score[half], run[half], time[half], merge, count) for half in (~later, later))
     noise, spread, centre = _apart(whole, early, late)
@@ -211,7 +211,7 @@ class _Typical:
     peaks: NDArray[np.float64]
 
 
-def _later_half(run: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
+def later_half(run: NDArray[np.int64], count: int) -> NDArray[np.bool_]:
     """`(n,)` bool: whether a score belongs to the later half of its entity's."""
     each = np.bincount(run, minlength=count)
     place = np.arange(len(run)) - np.r_[0, np.cumsum(each)][run]

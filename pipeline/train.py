@@ -7,7 +7,7 @@ never sees what it is calibrated on, and neither sees the holdout.
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,6 +49,7 @@ from pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from models.detector import Detector, Scope
     from models.scores import Odds, Signals, View
+    from models.threshold import Rule, Threshold
 
 log = logging.getLogger("nightsift.train")
 
@@ -57,8 +58,11 @@ OWN_WINDOWS = 16  # a group with fewer windows' worth of steps has no detector o
 MOST_ROWS = 20_000_000  # rows that are learned from; what stands in memory while it trains goes with them
 FIT, STOP, CALIBRATION, HOLDOUT, BEFORE, KNOWN = range(6)
 STOP_SHARE = 0.1  # of the time to train on, kept for early stopping
-# How a sensor is looked at: whether at its inputs or errors, and the weight of the newest step in the smoothing.
-VIEWS = ((False, 1.0), (False, 0.1), (True, 0.1))
+# How a sensor is looked at: whether at its inputs or errors, the weight of the newest step in the smoothing, and
+# whether at each channel alone.
+VIEWS = ((False, 1.0, False), (False, 0.1, False), (True, 0.1, False), (True, 0.3, True))
+UNSTATED = 1e-4  # the p-value at which views are balanced where the threshold is a score that somebody has stated
+WANDER = 0.4  # of what a level moved in training, how much is in the scale of its cells
 LEAST = 0.01  # deviations of the training data: no smoothed cell is standardised by less
 BASELINE = 4  # windows in which a sensor's slow baseline follows
 # An event is predicted from those before it; a sensor also from the sensors beside it.
@@ -132,7 +136,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     Ingests and validates what is not there yet. Raises `GateRefusedError` where there is too little to learn from.
     """
     began = time.monotonic()
-    clean = _snapshot(ws, start, end, say)
+    clean = snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
         _log_inputs(ws, start, end, clean)
         learned = learn_members(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), dismissed(ws), say)
@@ -141,7 +145,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     return replace(trained, seconds=round(time.monotonic() - began, 1))
 
 
-def _snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl.DataFrame:
+def snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl.DataFrame:
     """The clean rows up to `end`, from as far before `start` as gives context."""
     first = context_days(ws.dataset, ws.dataset.day_of(start))[0]
     last = ws.dataset.day_of(end - timedelta(microseconds=1))
@@ -297,7 +301,7 @@ def learn(
         threshold=Threshold.blank(),
     )
     _fit(detector, dataset, steps, part, say)
-    detector, calibrated = _calibrate(detector, dataset, steps, part, known, say)
+    detector, calibrated = set_threshold(detector, dataset, steps, part, known, say)
     if dataset.threshold.score is None:
         detector = _spare(detector, steps, normal[steps.first], say)
     return Learned(detector, clean, steps, part, calibrated)
@@ -372,7 +376,7 @@ def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
     say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
 
 
-def _calibrate(
+def set_threshold(
     detector: "Detector",
     dataset: Dataset,
     steps: Steps,
@@ -386,7 +390,7 @@ def _calibrate(
     by what its later half teaches, and the other way round (cross-fitting, as Chernozhukov and others 2018). Scores of
     the steps that they were learned from are too low, the more so the less there are.
     """
-    from models.threshold import TAIL_SHARE, Rule, calibrate
+    from models.threshold import Rule
 
     targets = part == CALIBRATION
     predicted = predict(detector, steps, targets | (part == KNOWN))
@@ -395,19 +399,13 @@ def _calibrate(
             f"{dataset.name}: nothing is left to calibrate the threshold on; train on a longer stretch of time"
         )
     later, earlier = _later_half(steps, predicted.targets), np.isin(part, (FIT, STOP))
-    score = np.full(len(targets), np.nan)
-    for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later)):
-        other = _learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), earlier, known)
-        score[scored] = weigh(other, steps, predicted).score[scored]
+    halves = tuple(
+        (_learn_to_judge(detector, dataset, steps, replace(predicted, targets=learned), earlier, known), scored)
+        for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later))
+    )
     detector = _learn_to_judge(detector, dataset, steps, predicted, earlier, known)
-    chosen = np.flatnonzero(targets)
-    threshold = calibrate(
-        score[chosen], steps.entity[chosen], steps.time[chosen],
-        names=steps.names, rule=Rule(*dataset.threshold.rule), merge=dataset.merge_within.total_seconds() * 1e6,
-        entity_days=covered(steps, targets, dataset),
-        # Where rates are high, normal events crowd together: no smooth tail goes on from there.
-        tail_share=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
-    )  # fmt: skip
+    detector, score = _cross_fitted(detector, halves, dataset, steps, predicted, targets)
+    threshold = _threshold(detector, dataset, steps, targets, score, Rule(*dataset.threshold.rule))
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
     if threshold.aimed > threshold.budget:
@@ -418,6 +416,60 @@ def _calibrate(
         say(f"entities differ: thresholds of their own for {len(threshold.factors):,}, {lowest:.2f} to {highest:.2f} "
             "times that of all")  # fmt: skip
     return replace(detector, threshold=threshold), score
+
+
+def _cross_fitted(
+    detector: "Detector",
+    halves: Sequence[tuple["Detector", NDArray[np.bool_]]],
+    dataset: Dataset,
+    steps: Steps,
+    predicted: Predicted,
+    targets: NDArray[np.bool_],
+) -> tuple["Detector", NDArray[np.float64]]:
+    """The detector with its views balanced, and the scores `(n,)` of targets by the half that did not learn from them.
+
+    Views of channels alone are balanced against the others so that each by itself would have its threshold at the same
+    score, and that where no channel is beyond its own level nothing is anomalous.
+    """
+    from models.threshold import Rule
+
+    def scores(alone: bool) -> NDArray[np.float64]:
+        out = np.full(len(targets), np.nan)
+        for half, scored in halves:
+            views = tuple(view for view in half.views if view.alone is alone)
+            out[scored] = weigh(replace(half, views=views), steps, predicted).score[scored]
+        return out
+
+    together = scores(alone=False)
+    if not any(view.alone for view in detector.views):
+        return detector, together
+    alone = scores(alone=True)
+    kind, amount = dataset.threshold.rule
+    rule = Rule("p_value", UNSTATED) if kind == "score" else Rule(kind, amount)
+    level, own = (_threshold(detector, dataset, steps, targets, s, rule).value for s in (together, np.sqrt(alone)))
+    weight = level / max(own, 1.0) ** 2
+    views = (replace(view, form=weight * view.form) if view.alone else view for view in detector.views)
+    return replace(detector, views=tuple(views)), np.fmax(together, weight * alone)
+
+
+def _threshold(
+    detector: "Detector",
+    dataset: Dataset,
+    steps: Steps,
+    targets: NDArray[np.bool_],
+    score: NDArray[np.float64],
+    rule: "Rule",
+) -> "Threshold":
+    from models.threshold import TAIL_SHARE, calibrate
+
+    chosen = np.flatnonzero(targets)
+    return calibrate(
+        score[chosen], steps.entity[chosen], steps.time[chosen],
+        names=steps.names, rule=rule, merge=dataset.merge_within.total_seconds() * 1e6,
+        entity_days=covered(steps, targets, dataset),
+        # Where rates are high, normal events crowd together: no smooth tail goes on from there.
+        tail_share=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
+    )  # fmt: skip
 
 
 def _spare(detector: "Detector", steps: Steps, normal: NDArray[np.bool_], say: Progress) -> "Detector":
@@ -433,10 +485,11 @@ def _spare(detector: "Detector", steps: Steps, normal: NDArray[np.bool_], say: P
 
 def _later_half(steps: Steps, targets: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """`(n,)` bool: the target steps of the later half of each entity's."""
-    number = np.cumsum(targets)
-    before = np.r_[0, number][np.searchsorted(steps.entity, steps.entity)]
-    count = np.bincount(steps.entity, weights=targets)[steps.entity]
-    return targets & (number - before > count / 2)
+    from models.threshold import later_half
+
+    out = np.zeros(len(targets), bool)
+    out[targets] = later_half(steps.entity[targets], len(steps.names))
+    return out
 
 
 def _learn_to_judge(
@@ -499,21 +552,24 @@ def _learn_views(
 ) -> tuple["View", ...]:
     """The views of a sensor: first the scale of each cell, then the quadratic form."""
     from models.scaler import RobustScaler
-    from models.scores import View, quadratic_form
+    from models.scores import View, own_levels, quadratic_form, wander
 
     rows = detector.scaler.rows(steps.entity, steps.names)
     scaled = detector.scaler.transform(steps.values, steps.observed, rows)
     known = replace(predicted, scaled=np.where(steps.observed, scaled, np.float32(np.nan)))
+    normal = predicted.targets | earlier
+    later = _later_half(steps, normal)[normal]
+    moved = WANDER * wander(known.scaled[normal], steps.entity[normal], later, len(steps.names))
     views = []
-    for inputs, alpha in VIEWS:
-        learned = predicted.targets | earlier if inputs else predicted.targets
+    for inputs, alpha, alone in VIEWS:
+        learned = normal if inputs else predicted.targets
         smoothed = smoothed_cells(alpha, steps, known, inputs=inputs)
         seen = smoothed[learned]
         scaler = RobustScaler.learn(np.nan_to_num(seen), np.isfinite(seen), steps.entity[learned], steps.names)
-        scaler = replace(scaler, scale=np.maximum(scaler.scale, LEAST))
-        view = View(inputs, alpha, BASELINE * dataset.window_length, scaler, np.eye(seen.shape[1]))
-        form = quadratic_form(cells(detector, view, steps, smoothed)[learned], inputs=inputs)
-        views.append(replace(view, form=form))
+        scaler = replace(scaler, scale=np.maximum(scaler.scale, LEAST)).widened(moved, steps.names)
+        view = View(inputs, alpha, alone, BASELINE * dataset.window_length, scaler, np.eye(seen.shape[1]))
+        shown = cells(detector, view, steps, smoothed)[learned]
+        views.append(replace(view, form=own_levels(shown) if alone else quadratic_form(shown, inputs=inputs)))
     return tuple(views)
 
 

@@ -1,6 +1,8 @@
 """What the tests share: a small sensor and a small transaction dataset, with source files, in a folder of their own."""
 
 import logging
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -125,3 +127,18 @@ def tables(ws: Workspace, *names: str) -> dict[str, pl.DataFrame]:
             order = [c for c in ("day", "source", "source_row", "entity", "event_time", "start", "step") if c in frame]
             found[name] = frame.select(sorted(frame.columns)).sort(order)
     return found
+
+
+def predicted_by_registry(ws: Workspace) -> pl.DataFrame:
+    """What the champion, loaded from the registry in a process of its own, says about all clean rows."""
+    code = (
+        "import sys, mlflow, polars as pl\n"
+        "mlflow.set_tracking_uri(sys.argv[1])\n"
+        "model = mlflow.pyfunc.load_model(f'models:/{sys.argv[2]}@champion')\n"
+        "frame = pl.read_delta(sys.argv[3]).drop('day').to_pandas()\n"
+        "pl.from_pandas(model.predict(frame)).write_parquet(sys.argv[4])\n"
+    )
+    out = ws.home.root / "predicted.parquet"
+    arguments = [ws.home.tracking_uri, ws.dataset.name, ws.lake.uri("clean"), str(out)]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, cwd="/", timeout=300)
+    return pl.read_parquet(out)

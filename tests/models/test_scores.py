@@ -19,6 +19,7 @@ from models.scores import (
     absences,
     measure,
     most_surprised,
+    own_levels,
     quadratic_form,
     repeats,
     signals,
@@ -26,6 +27,7 @@ from models.scores import (
     smooth,
     stuck,
     surprise,
+    wander,
 )
 from models.threshold import Rarity
 
@@ -33,7 +35,7 @@ from models.threshold import Rarity
 def view(cells: np.ndarray, *, inputs: bool = False) -> View:
     """A view that was learned from such cells."""
     scaler = RobustScaler({}, np.zeros((1, cells.shape[1])), np.ones((1, cells.shape[1])))
-    return View(inputs, 1.0, 0.0, scaler, quadratic_form(cells, inputs=inputs))
+    return View(inputs, 1.0, False, 0.0, scaler, quadratic_form(cells, inputs=inputs))
 
 
 def test_contributions_add_up_and_missing_cells_do_not_count():
@@ -58,7 +60,7 @@ def test_a_view_hears_what_is_loud_and_what_breaks_a_relation():
     learned = view(normal[:10_000])
     assert np.mean(measure(normal[10_000:], learned)[0] > 1) == pytest.approx(0.01, abs=0.004)
     step = np.zeros((3, 10))
-    step[0, :2], step[1, :2], step[2, 5] = (2, 2), (2, -2), 8
+    step[0, :2], step[1, :2], step[2, 5] = (2, 2), (2.5, -2.5), 8
     together, apart, loud = measure(step, learned)[0]
     assert together < 1 < apart / 1.1
     assert loud > 1
@@ -76,6 +78,50 @@ def test_inputs_are_measured_by_size_alone():
     np.testing.assert_allclose(share, [[0.5, 0.5], [0.5, 0.5], [0, 1]])
     errors = measure(step, view(normal))[0]
     assert errors[1] > 1.5 * errors[0]
+
+
+def test_a_quiet_channel_alone_is_heard_beside_loud_ones():
+    """What is nothing for a loud channel is much for a quiet one; its own burst is not much for the loud one."""
+    rng = np.random.default_rng(4)
+    normal = rng.normal(size=(50_000, 20))
+    normal[:, 0] *= np.where(rng.random(50_000) < 0.01, 15, 1)
+    cells = np.zeros((5, 20))
+    cells[0, 3], cells[1, 0], cells[2, 3], cells[3, 3], cells[4] = 10, 10, -10, 1e9, np.nan
+    learned = replace(view(normal), alone=True, form=own_levels(normal))
+    score, share = measure(cells, learned)
+    assert score[0] > 4
+    assert score[1] < 1
+    assert score[2] == score[0]
+    assert score[3] < 30
+    assert np.isnan(score[4])
+    assert share[0, 3] == 1
+    assert np.mean(measure(rng.normal(size=(50_000, 20)), learned)[0] > 1.5) < 1e-3
+
+
+def test_a_channel_that_never_moved_has_a_level_of_its_own():
+    """Four deviations at least; without cells there are levels too."""
+    still = np.zeros((1000, 2))
+    still[:, 1] = np.nan
+    form = own_levels(still)
+    assert form[0, 0] == pytest.approx(1 / 16)
+    assert 0 < form[1, 1] <= 1 / 16
+    assert np.isfinite(own_levels(np.empty((0, 2)))).all()
+
+
+def test_a_level_that_moved_in_training_widens_the_scale_of_its_own_entity():
+    """By the distance of its halves' medians; one that was never learned has what all have together."""
+    rng = np.random.default_rng(5)
+    entity, later = np.repeat([0, 1, 2], 400), np.tile(np.repeat([False, True], 200), 3)
+    inputs = rng.normal(size=(1200, 2)).astype(np.float32)
+    inputs[(entity == 1) & later, 0] += 6
+    inputs[entity == 2] = np.nan
+    moved = wander(inputs, entity, later, 3)
+    np.testing.assert_allclose(moved, [[0, 0], [6, 0], [0, 0]], atol=0.3)
+    learned = RobustScaler({"a": 1, "b": 2}, np.zeros((3, 2)), np.full((3, 2), 0.5)).widened(moved, ["a", "b", "c"])
+    assert learned.scale[2, 0] == pytest.approx(6, rel=0.1)
+    assert learned.scale[1, 0] == pytest.approx(0.5, rel=0.2)
+    assert learned.scale[0, 0] == pytest.approx(np.hypot(0.5, 6 / np.sqrt(3)), rel=0.1)
+    assert wander(np.empty((0, 2), np.float32), entity[:0], later[:0], 0).shape == (0, 2)
 
 
 def test_a_shard_without_an_entity_has_scores_of_length_zero():

@@ -24,7 +24,7 @@ from pipeline.score import load_detector, slow_drifts, stale_days
 from pipeline.tracking import champion, promote
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, tables
+from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables
 
 HISTORY = 12
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -215,20 +215,8 @@ def test_backfill_of_what_is_there_changes_nothing_unless_asked_to(fresh):
 def test_the_registered_model_scores_a_plain_frame_like_the_night(trained, fresh):
     """`mlflow.pyfunc.load_model("models:/demo@champion")` needs nothing else, in a process of its own."""
     score_days(fresh, NIGHTS[:1])
-    code = (
-        "import sys, mlflow, polars as pl\n"
-        "mlflow.set_tracking_uri(sys.argv[1])\n"
-        "model = mlflow.pyfunc.load_model('models:/demo@champion')\n"
-        "frame = pl.read_delta(sys.argv[2]).drop('day').to_pandas()\n"
-        "pl.from_pandas(model.predict(frame)).write_parquet(sys.argv[3])\n"
-    )
-    out = fresh.home.root / "predicted.parquet"
-    subprocess.run(
-        [sys.executable, "-c", code, fresh.home.tracking_uri, fresh.lake.uri("clean"), str(out)],
-        check=True, cwd="/", timeout=300,
-    )  # fmt: skip
     night = tables(fresh, "scores")["scores"].select("entity", "event_time", "threshold")
-    predicted = pl.read_parquet(out).select("entity", "event_time", "threshold", "score")
+    predicted = predicted_by_registry(fresh).select("entity", "event_time", "threshold", "score")
     both = night.join(predicted, on=["entity", "event_time"])
     assert len(both) == len(night)
     assert both["threshold"].equals(both["threshold_right"])
