@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 import yaml
 
+from benchmarks._budgets import false_alarms
 from benchmarks._common import over_seeds, set_model, stretches
 from benchmarks._rivals import RIVALS, run
 from benchmarks._tables import BEGIN, DOCS, END, between_marks, tables
@@ -106,3 +107,20 @@ def test_tables_go_between_the_marks_of_the_page():
         with pytest.raises(ValueError, match="needs one line"):
             between_marks(broken, "new")
     assert between_marks(DOCS.read_text(), "x") != DOCS.read_text()
+
+
+def test_a_false_alarm_is_an_incident_that_touches_nothing_anomalous():
+    """Alarms closer than the merging time are one incident; entities have their own."""
+    minutes = {"a": [(0, False), (3, False), (20, False), (22, True), (60, False)], "b": [(61, False)]}
+    alarms = pl.DataFrame(
+        [
+            (name, datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=m), odd)
+            for name in minutes
+            for m, odd in minutes[name]
+        ],
+        schema=["entity", "event_time", "anomalous"],
+        orient="row",
+    )
+    assert false_alarms(alarms, timedelta(minutes=5)) == 3
+    assert false_alarms(alarms, timedelta(minutes=1)) == 5
+    assert false_alarms(alarms.head(0), timedelta(minutes=5)) == 0
