@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import genpareto
 
 TAIL_SHARE = 0.1  # the share of peaks, and of scores, that the tail is fitted to
+MORE_SHARES = (0.2, 0.3, 0.5)  # of scores, that peaks are looked for in where a large budget allows more of them
 MIN_TAIL = 20
 SHAPE_PRIOR = 50  # points whose weight the exponential tail has
 CAUTION = 0.5  # standard deviations
@@ -163,7 +164,14 @@ def calibrate(
     start = float(np.quantile(score, 1 - TAIL_SHARE))
     peaks, rarity = cluster_peaks(score, run, time, start, merge), Rarity.learn(score, tail_share)
     if rule.kind == "false_alarms":
-        value = _level(peaks, max(cautious(rule.amount * entity_days), LEAST), start)
+        allowed = max(cautious(rule.amount * entity_days), LEAST)
+        for share in MORE_SHARES:
+            lower = float(np.quantile(score, 1 - share))
+            more = cluster_peaks(score, run, time, lower, merge)
+            if allowed < len(peaks) or len(more) <= len(peaks):
+                break
+            start, peaks = lower, more
+        value = _level(peaks, allowed, start)
     else:
         value = _at(rule, score, rarity)
     shown = len(cluster_peaks(score, run, time, value, merge))

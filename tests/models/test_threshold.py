@@ -49,6 +49,19 @@ def test_realised_false_alarms_are_within_a_factor_of_two_of_the_budget(budget):
     assert 0.5 < np.mean(realised) / budget < 2
 
 
+def test_a_budget_of_more_than_every_tenth_event_is_kept():
+    """As with cards that are used three times a day: each event is an incident of its own."""
+    rng = np.random.default_rng(6)
+    run, day = np.repeat(np.arange(50), 180), np.tile(np.arange(180) / 3, 50)
+    time = (day * 1440).astype(np.int64) * MINUTE
+    for budget in (0.2, 0.6, 1.2):
+        threshold = learned(rng.gamma(2, size=9000), run, time, 3000.0, budget)
+        fresh = rng.gamma(2, size=9000)
+        assert np.sum(fresh > threshold.value) / 3000 == pytest.approx(budget, rel=0.15)
+    everything = learned(rng.gamma(2, size=9000), run, time, 3000.0, 10.0)
+    assert np.mean(rng.gamma(2, size=9000) > everything.value) == pytest.approx(0.5, abs=0.05)
+
+
 def test_p_values_are_the_share_of_normal_steps_that_score_as_high():
     """Within the sample they are counted, beyond it they go on falling and never reach 0."""
     score, run, time, days = normal_scores(20, 5040, seed=1)
