@@ -65,7 +65,7 @@ bench: $(READY)  ## Run every benchmark and write its figures to var/bench
 	@for name in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json var/bench/$$name.json; done
 
-bench-accuracy: $(READY)  ## Measure accuracy on real labelled data beside one-line baselines (an hour or so)
+bench-accuracy: $(READY)  ## Measure accuracy on real labelled data beside one-line baselines (an hour and a half)
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.accuracy --json var/bench/accuracy.json
 
