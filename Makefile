@@ -57,7 +57,7 @@ format: $(READY)  ## Format the code
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format -q .
 
 lock: $(READY)  ## Resolve both locks anew from pyproject.toml
-	@$(LOCK) --extra dev --extra celery pyproject.toml -o requirements.lock
+	@$(LOCK) --extra dev --extra celery --extra kubernetes --extra server pyproject.toml -o requirements.lock
 	@$(LOCK) --group torch --constraint requirements.lock -o requirements-torch.lock
 
 bench: $(READY)  ## Run every benchmark and write its figures to var/bench
