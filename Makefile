@@ -11,9 +11,10 @@ INSTALL := $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps
 # Not on PyPI, and so not in requirements-torch.lock: Linux, x86-64, Python 3.11.
 TORCH_CPU := torch==2.13.0+cpu --hash=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
 LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header
+COMPOSE ?= docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve test lint format lock bench bench-accuracy bench-model bench-sequences clean
+.PHONY: help setup demo serve env up test lint format lock bench bench-accuracy bench-model bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -47,6 +48,13 @@ $(TORCH): requirements-torch.lock $(READY)
 	@$(BIN)/python -c 'import torch' 2> /dev/null || $(INSTALL) requirements-torch.lock
 	@touch $(TORCH)
 
+env:  ## Make .env with random secrets for docker-compose.yml; what is there stays
+	@$(PYTHON) docker/make_env.py .env
+
+up:  ## Build the image and start the services of docker-compose.yml (COMPOSE=podman-compose for Podman)
+	@NIGHTSIFT_REVISION=$$(git describe --always --dirty=+ --abbrev=12) $(COMPOSE) build
+	@$(COMPOSE) up --detach
+
 test: $(READY) $(TORCH)  ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -56,8 +64,9 @@ lint: $(READY)  ## Check style (ruff) and types (mypy)
 format: $(READY)  ## Format the code
 	@$(BIN)/ruff check --fix-only -q . ; $(BIN)/ruff format -q .
 
-lock: $(READY)  ## Resolve both locks anew from pyproject.toml
-	@$(LOCK) --extra dev --extra celery pyproject.toml -o requirements.lock
+lock: $(READY)  ## Resolve all locks anew from pyproject.toml
+	@$(LOCK) --extra dev --extra celery --extra kubernetes --extra server pyproject.toml -o requirements.lock
+	@echo 'tensorflow[and-cuda]' | $(LOCK) --constraint requirements.lock - -o requirements-gpu.lock
 	@$(LOCK) --group torch --constraint requirements.lock -o requirements-torch.lock
 
 bench: $(READY)  ## Run every benchmark and write its figures to var/bench
