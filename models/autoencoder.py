@@ -12,6 +12,7 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from models import devices
 from models.layers import MaskedConvLSTM1D, MaskedMaxPooling1D
 
 Values = NDArray[np.float32]
@@ -29,6 +30,7 @@ PARTS = 2
 KINDS = ("convlstm1d", "conv1d", "lstm")
 HEADS = ("full", "steps", "last", "mean")
 LOSSES = ("huber", "squared")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,7 @@ class AutoencoderConfig:
     loss: of an error, "huber" or "squared"
     kind: of the network: "convlstm1d"; "conv1d", convolutions over a window's readings and over its segments; "lstm",
         an LSTM whose input is a segment with all its cells. The last two have no strides, pooling or stem
+    precision: the dtype policy of the layers, by Keras' name; weights, expected values and loss are float32 in each
     """
 
     steps: int
@@ -63,6 +66,7 @@ class AutoencoderConfig:
     head: str = "full"
     loss: str = "huber"
     kind: str = "convlstm1d"
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         """Raise ValueError for a field that no network can have, with what it wants."""
@@ -73,6 +77,7 @@ class AutoencoderConfig:
         self._want("head", self.head in HEADS, f"one of {HEADS}", "choose one")
         self._want("loss", self.loss in LOSSES, f"one of {LOSSES}", "choose one")
         self._want("kind", self.kind in KINDS, f"one of {KINDS}", "choose one")
+        self._want("precision", self.precision in PRECISIONS, f"one of {PRECISIONS}", "choose one")
         for name, none in (("strides", 1), ("pooling", 1), ("stem", 0)):
             fits = self.kind == "convlstm1d" or getattr(self, name) == none
             self._want(name, fits, f"{none} with kind={self.kind!r}", "leave it out")
@@ -162,18 +167,21 @@ class Autoencoder(keras.Model):
         return ops.concatenate([super(Autoencoder, self).call(part, training=training) for part in parts], axis=0)
 
     def divide(self, batch: int) -> None:
-        """Compute batches of this size in parts, if it is even."""
-        parts = PARTS if batch % PARTS == 0 else 1
+        """Compute batches of this size in parts, if each device's share is even; a GPU takes its share at once."""
+        parts = 1 if devices.find_devices().gpus or batch % (PARTS * devices.replicas(self)) else PARTS
         if parts != self.parts:
             self.parts = parts
             self.train_function = self.test_function = self.predict_function = None  # traced for the other number
+
+    def _maybe_symbolic_build(self, *_: Any, **__: Any) -> None:
+        """Do nothing: all is built, and for several devices Keras would take the mean of a batch, flags included."""
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         """Return `masked_loss` of a batch: y true values, sample_weight the cells that count."""
         del x, training
-        return masked_loss(y, y_pred, sample_weight, self.config.loss)
+        return masked_loss(y, y_pred, sample_weight, self.config.loss, lambda count: devices.summed(self, count))
 
 
 def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
@@ -184,7 +192,14 @@ def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
     rows is never read. Expected values have the shape of values; with the heads "last" and "mean" they are of each
     window's newest segment, `(batch, rows, channels)`, which the network then never sees. Batches may have fewer
     `steps` than the config, all numbers stay the same. The same seed gives the same weights.
+
+    Where the machine has several GPUs, they share each batch of `fit` and `expect`.
     """
+    with devices.scope():
+        return _build(config, seed)
+
+
+def _build(config: AutoencoderConfig, seed: int) -> Autoencoder:
     shape = (config.rows, config.channels)
     values = keras.Input((None, *shape), name="values")
     visible = keras.Input((None, *shape), name="visible")
@@ -230,10 +245,12 @@ class _Parts:
             return_sequences=sequences,
             kernel_initializer=self.glorot(),
             recurrent_initializer=keras.initializers.Orthogonal(seed=next(self.seeds)),
+            dtype=self.config.precision,
         )
 
     def dense(self, units: int, name: str) -> keras.layers.Dense:
-        return keras.layers.Dense(units, kernel_initializer=self.glorot(), name=name)
+        precision = "float32" if name == "expected" else self.config.precision
+        return keras.layers.Dense(units, kernel_initializer=self.glorot(), name=name, dtype=precision)
 
     def stem(self) -> keras.layers.Conv2D:
         """A convolution over the rows of each step: a kernel of one step by `kernel` rows, for any number of steps."""
@@ -245,6 +262,7 @@ class _Parts:
             activation="relu",
             kernel_initializer=self.glorot(),
             name="stem",
+            dtype=self.config.precision,
         )
 
     def convolution(self, filters: int, dilation: int = 1) -> keras.layers.Conv1D:
@@ -255,6 +273,7 @@ class _Parts:
             dilation_rate=dilation,
             activation="elu",
             kernel_initializer=self.glorot(),
+            dtype=self.config.precision,
         )
 
 
@@ -387,7 +406,9 @@ def _newest(mask: Any) -> Any:
     return ops.logical_and(real, ops.equal(later, 1))  # a symbolic tensor has no ==
 
 
-def masked_loss(values: Any, expected: Any, weight: Any, loss: str = "huber") -> Any:
+def masked_loss(
+    values: Any, expected: Any, weight: Any, loss: str = "huber", over_all: Callable[[Any], Any] = lambda count: count
+) -> Any:
     """Return the mean over sequences of Σ w·huber(error) / Σ w, a scalar; with "squared", ½·error² stands for huber.
 
     values, expected and weight are `(batch, steps, rows, channels)` or `(batch, rows, channels)`; weight is 0 where a
@@ -400,6 +421,9 @@ def masked_loss(values: Any, expected: Any, weight: Any, loss: str = "huber") ->
     A mean over all cells, Σ w·huber(e) / (steps·rows·channels), would shrink with the share of padding instead.
     Sequences without a counting cell have no mean and are left out of the mean over the batch. Values are replaced
     where w = 0, not multiplied, because NaN × 0 is NaN.
+
+    `over_all` gives the number of sequences in the whole batch from that in this device's share of it: the losses of
+    the shares then add up to that of the batch, however the sequences are dealt out.
     """
     weight = ops.cast(weight, expected.dtype)
     error = ops.where(weight > 0, values - expected, 0)
@@ -409,7 +433,7 @@ def masked_loss(values: Any, expected: Any, weight: Any, loss: str = "huber") ->
     cells = tuple(range(1, len(expected.shape)))
     total = ops.sum(weight, axis=cells)
     each = ops.sum(weight * cost, axis=cells) / ops.where(total > 0, total, 1)
-    count = ops.sum(ops.cast(total > 0, expected.dtype))
+    count = over_all(ops.sum(ops.cast(total > 0, expected.dtype)))
     return ops.sum(each) / ops.maximum(count, 1)
 
 
@@ -450,14 +474,32 @@ def fit(
         callbacks.append(keras.callbacks.EarlyStopping(patience=max(3, epochs // 5), restore_best_weights=True))
     keras.utils.set_random_seed(seed)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, decay_steps=epochs * len(training), alpha=0.02)
-    # Without XLA: on a CPU it takes longer to compile, and the parts of a batch no longer run side by side.
-    model.compile(keras.optimizers.Adam(rate, global_clipnorm=1.0), jit_compile=False)
-    model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
+    with devices.scope_of(model):
+        # Without XLA: on a CPU it takes longer to compile, and the parts of a batch no longer run side by side.
+        model.compile(_optimizer(model, rate), jit_compile=False)
+        model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     model.divide(batch)
     history = model.fit(
         training, validation_data=held_out, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
     )
     return {name: [float(loss) for loss in losses] for name, losses in history.history.items()}
+
+
+class SharedAdam(keras.optimizers.Adam):
+    """Adam that clips the norm of the whole batch's gradient, where Keras clips that of each device's share."""
+
+    model: Autoencoder
+
+    def _clip_gradients(self, grads: list[Any]) -> list[Any]:
+        shares = devices.replicas(self.model)
+        whole = [devices.summed(self.model, grad) for grad in grads]
+        return [grad / shares for grad in super()._clip_gradients(whole)]  # the shares are added up again behind this
+
+
+def _optimizer(model: Autoencoder, rate: Any) -> keras.optimizers.Optimizer:
+    adam = SharedAdam(rate, global_clipnorm=1.0)
+    adam.model = model
+    return keras.optimizers.LossScaleOptimizer(adam) if model.config.precision == "mixed_float16" else adam
 
 
 def expect(
@@ -471,6 +513,7 @@ def expect(
     """
     if not len(values):
         return np.zeros((0, *values.shape[2 if model.config.newest else 1 :]), np.float32)
+    batch *= devices.replicas(model)
     batches = _Batches(model.config, values, observed, mask, batch=batch, hidden=hidden)
     model.divide(batch)
     return np.asarray(model.predict(batches, verbose=0), dtype=np.float32)[: len(values)]

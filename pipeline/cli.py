@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -406,21 +406,14 @@ def simulate(
 
 @app.command()
 def doctor(home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
-    """Say what state the installation is in: versions, folders, tables, detectors, GPU."""
+    """Check versions, connections, permissions, disk, GPUs, pending days and leftovers; exit code 1 if one fails."""
     from pipeline.doctor import examine
 
-    facts = examine(Home.at(home), datasets_dir(datasets))
-    _show(facts, as_json, *_flat(facts))
-
-
-def _flat(facts: Mapping[str, Any], indent: str = "") -> list[str]:
-    lines = []
-    for key, value in facts.items():
-        if isinstance(value, Mapping):
-            lines += [f"{indent}{key}", *_flat(value, indent + "  ")]
-        else:
-            lines.append(f"{indent}{key}: {value}")
-    return lines
+    checks = examine(Home.at(home), datasets_dir(datasets))
+    lines = [f"{c.level:<5}{c.what}: {c.message}{c.remedy and chr(10) + '     → ' + c.remedy}" for c in checks]
+    _show([asdict(check) for check in checks], as_json, *lines)
+    if any(check.level == "FAIL" for check in checks):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -228,6 +228,10 @@ class Model(Strict):
     )
     kernel: int = Field(3, ge=1, le=31)
     latent: int = Field(16, ge=1, le=1024)
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
+        "float32", description="Keras' dtype policy; the mixed ones are for GPUs with tensor cores: "
+        "mixed_bfloat16 from Ampere on, mixed_float16 before",
+    )  # fmt: skip
     epochs: int = Field(10, ge=1, le=1000)
     batch: int = Field(64, ge=1, le=65536)
     windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")

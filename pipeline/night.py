@@ -1,23 +1,23 @@
 """A whole night of one dataset, and many of them: what the command line and the backfill run."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pipeline import tracking
+from pipeline import metrics, tracking
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents
 from pipeline.ingest import ingest
 from pipeline.promise import read_promise
 from pipeline.report import write_report
 from pipeline.score import Scored, context_days, night_digest, plan_shards, prepare, publish, read_scored, score_shard
-from pipeline.state import read_state
-from pipeline.tables import key_schema, scores_schema
+from pipeline.state import read_state, states
+from pipeline.tables import MOMENT, key_schema, scores_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
@@ -134,8 +134,17 @@ def report_night(ws: Workspace, day: date) -> Path:
     """Write the report and log the night to MLflow; the report's file."""
     page = write_report(ws, day)
     night = summary(ws, day, page, skipped=False)
-    tracking.log_night(ws, day, night_metrics(ws, day, night, read_scored(ws, day)), {"detector": night.detector}, page)
+    numbers = night_metrics(ws, day, night, read_scored(ws, day))
+    tracking.log_night(ws, day, numbers, {"detector": night.detector}, page)
+    send_metrics(ws, day, numbers, datetime.now(UTC))
     return page
+
+
+def send_metrics(ws: Workspace, day: date, numbers: Mapping[str, float], now: datetime) -> None:
+    """Send the night's numbers, and its `delay` in seconds after the end of the day, if no later night is scored."""
+    if states(ws, "score")["day"].max() == day:
+        delay = (now - ws.dataset.day_bounds(day)[1]).total_seconds()
+        metrics.gauges(ws.dataset.name, {**numbers, "delay": delay})
 
 
 def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dict[str, float]:
@@ -157,7 +166,16 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dic
         "false_alarms_realised.nights": float(promise.lately.nights),
         "incidents_per_entity_day": (night.incidents - night.silent) / days if days else 0.0,
         "quarantine_share": night.rows_quarantined / night.rows_in if night.rows_in else 0.0,
+        "freshness": freshness(ws, day),
     }
+
+
+def freshness(ws: Workspace, day: date) -> float:
+    """Seconds from the newest event of the day that has come to the day's end; a whole day where none has."""
+    start, end = ws.dataset.day_bounds(day)
+    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
+    newest = events.select(pl.col("event_time").max())
+    return float((end - (newest.collect().item() or start)).total_seconds())
 
 
 def days_between(first: date, last: date) -> Iterator[date]:

@@ -200,7 +200,7 @@ def plan_shards(ws: Workspace, day: date) -> list[Shard]:
 
 def score_shard(ws: Workspace, shard: Shard) -> Scored:
     """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet."""
-    from pipeline.tracking import champion
+    from pipeline.tracking import champion, log_devices
 
     version = champion(ws)
     if version.label != shard.detector:
@@ -214,6 +214,7 @@ def score_shard(ws: Workspace, shard: Shard) -> Scored:
     clean, rates = scan_clean(ws, first, day, shard), label_rates(ws, first, day)
     parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
     labelled = (with_label_rates(part, rates, ws.dataset) for part in parts)
+    log_devices(ws.dataset.name)
     detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
     frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(labelled)])
     known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()

@@ -17,11 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
+from pipeline.metrics import in_airflow
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+
+log = logging.getLogger("nightsift.tracking")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 CODE = Path(__file__).parent
@@ -257,6 +260,26 @@ def log_night(ws: Workspace, day: date, metrics: Mapping[str, float], tags: Mapp
         mlflow.set_tags({"day": str(day), **tags})
         mlflow.log_metrics(dict(metrics))
         mlflow.log_artifact(str(report), "report")
+
+
+def log_devices(dataset: str) -> None:
+    """Say in the log what this process' networks run on, and in the active MLflow run, if there is one.
+
+    The tag `devices` names them, the metric `gpus` counts them. A task of Airflow without a GPU warns: such tasks go to
+    the queue gpu.
+    """
+    from models.devices import find_devices
+
+    devices = find_devices()
+    if devices.gpus or not in_airflow():
+        log.info("%s: networks run on %s", dataset, devices)
+    else:
+        log.warning("%s: TensorFlow sees no GPU, networks run on the CPU; nightsift doctor says more", dataset)
+    import mlflow
+
+    if mlflow.active_run():
+        mlflow.set_tag("devices", str(devices))
+        mlflow.log_metric("gpus", len(devices.gpus))
 
 
 def git_revision() -> str:

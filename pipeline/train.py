@@ -285,6 +285,7 @@ def learn(
         kernel=model.kernel,
         latent=model.latent,
         kind=model.kind,
+        precision=model.precision,
     )
     config = same_size(config)
     detector = Detector(
@@ -352,6 +353,7 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     say(f"fitting on {len(windows):,} windows of {dataset.window.steps} × {dataset.window.rows} steps, "
         f"{windows.padding:.0%} of them padding")  # fmt: skip
     mlflow.log_metric("padding_share", windows.padding)
+    tracking.log_devices(dataset.name)
     values, observed, mask = tensors(windows, laid)
     validation = tensors(held, laid) if len(held) else None
     history = fit(

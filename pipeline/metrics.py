@@ -1,0 +1,55 @@
+"""Numbers of the night for whoever watches Airflow: sent with its own metrics, to StatsD or OpenTelemetry.
+
+Where they go is what Airflow's section [metrics] says; outside an Airflow task nothing is sent. Imported whenever
+Airflow reads a DAG file, so nothing heavy stands at the top.
+
+| metric | |
+|---|---|
+| `nightsift.NAME` | gauge of the newest night: each number of `pipeline.night.night_metrics`, and `delay` |
+| `nightsift.step` | timer: how long a step of the night took, by the tag `step` |
+
+All have the tag `dataset`.
+"""
+
+import functools
+import inspect
+import os
+from collections.abc import Callable, Mapping
+from typing import ParamSpec, TypeVar
+
+PREFIX = "nightsift"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def gauges(dataset: str, numbers: Mapping[str, float]) -> None:
+    """Send each number as the gauge `nightsift.NAME` with the dataset as its tag."""
+    if not in_airflow():
+        return
+    from airflow.sdk.observability import stats
+
+    for name, value in numbers.items():
+        stats.gauge(f"{PREFIX}.{name}", value, tags={"dataset": dataset})
+
+
+def measured(step: Callable[P, R]) -> Callable[P, R]:
+    """The function of a task, which has an argument `dataset`, timed: `nightsift.step` with its name as a tag."""
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def timed(*args: P.args, **kwargs: P.kwargs) -> R:
+        if not in_airflow():
+            return step(*args, **kwargs)
+        from airflow.sdk.observability import stats
+
+        tags = {"dataset": signature.bind(*args, **kwargs).arguments["dataset"], "step": step.__name__}
+        with stats.timer(f"{PREFIX}.step", tags=tags):
+            return step(*args, **kwargs)
+
+    return timed
+
+
+def in_airflow() -> bool:
+    """Whether this process runs a task of Airflow."""
+    return "AIRFLOW_CTX_DAG_ID" in os.environ
