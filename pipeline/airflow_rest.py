@@ -87,6 +87,25 @@ class AirflowRest:
         body = {"logical_date": None, "conf": dict(conf or {})}
         return Run(dag_id, self.call("POST", f"/api/v2/dags/{_quote(dag_id)}/dagRuns", body)["dag_run_id"])
 
+    def nights_after(self, ingest: Run, patience: float = 120) -> list[Run]:
+        """The nightly runs of the days that `ingest`, a run of NAME_ingest that has ended well, announced.
+
+        Raises `NightsiftError` where they have not begun after `patience` seconds.
+        """
+        nightly = f"{ingest.dag_id.removesuffix('_ingest')}_nightly"
+        days = self.call("GET", f"{_path(ingest)}/taskInstances/ingest/xcomEntries/return_value")["value"]["nights"]
+        since = urllib.parse.urlencode({"run_after_gte": self.call("GET", _path(ingest))["start_date"], "limit": 1000})
+        end = time.monotonic() + patience
+        while True:
+            begun = self.call("GET", f"/api/v2/dags/{_quote(nightly)}/dagRuns?{since}")["dag_runs"]
+            runs = {run["partition_key"]: Run(nightly, run["dag_run_id"]) for run in begun}
+            if set(days) <= set(runs):
+                return [runs[day] for day in days]
+            if time.monotonic() > end:
+                missing = ", ".join(sorted(set(days) - set(runs)))
+                raise NightsiftError(f"{nightly} has not begun for {missing}; is it paused? {self.url}")
+            time.sleep(1)
+
     def status(self, run: Run) -> RunStatus:
         """Where `run` stands now."""
         state = self.call("GET", _path(run))["state"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
+from croniter import croniter
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -64,6 +65,12 @@ def format_duration(value: timedelta) -> str:
 
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+
+
+def _is_daily(schedule: str) -> bool:
+    """Whether a cron expression of five fields names one minute and one hour."""
+    fields = schedule.split()
+    return len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule)
 
 
 class Strict(BaseModel):
@@ -346,9 +353,10 @@ class Dataset(Strict):
             raise ValueError(
                 f"zone {self.zone!r} is not known; use an IANA name such as UTC or Europe/Berlin"
             ) from error
-        if self.schedule is not None and len(self.schedule.split()) != 5:
+        if self.schedule is not None and not _is_daily(self.schedule):
             raise ValueError(
-                f'schedule {self.schedule!r} is not a cron expression of five fields, such as "30 2 * * *"'
+                f"schedule {self.schedule!r} is not a cron expression of at most once a day; write a minute, an hour "
+                'and which days, such as "30 2 * * *"'
             )
         if self.kind == "sensor" and self.cadence is None:
             raise ValueError("a sensor dataset needs cadence: the time between two readings, such as 1m")
@@ -476,7 +484,17 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         """MLflow's backend: MLFLOW_TRACKING_URI, else a SQLite file in the state folder."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.store
+
+    @property
+    def store(self) -> str:
+        """The address of the SQLite file."""
+        return f"sqlite:///{self.store_file}"
+
+    @property
+    def store_file(self) -> Path:
+        """MLflow's SQLite file, where no other backend is named."""
+        return self.root / "mlflow.db"
 
     @property
     def artifacts(self) -> Path:

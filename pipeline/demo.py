@@ -94,13 +94,13 @@ def _clock(began: float) -> Callable[[str], None]:
 
 def _nights(airflow: LocalAirflow, home: Home, say: Callable[[str], None]) -> dict[str, list[Simulated]]:
     """Train, then night after night: deliver the day's files, run the nights; at last the backfill."""
-    kinds = ("train", "nightly", "backfill")
+    kinds = ("ingest", "nightly", "train", "backfill")
     dags = {f"{show.name}_{kind}" for show in SHOWS for kind in kinds}
     airflow.wait_for_dags(dags)
     for dag in sorted(dags):
         airflow.unpause(dag)
     first = START + timedelta(days=HISTORY)
-    _finish(airflow, "train", {"from": str(START), "to": str(first)}, say)
+    _run(airflow, "train", {"from": str(START), "to": str(first)}, say)
     delivered: dict[str, list[Simulated]] = {show.name: [] for show in SHOWS}
     for night in range(NIGHTS):
         day = first + timedelta(days=night)
@@ -108,10 +108,19 @@ def _nights(airflow: LocalAirflow, home: Home, say: Callable[[str], None]) -> di
             delivered[show.name].append(show.deliver(home, [HISTORY + night]))
             for trouble in delivered[show.name][-1].disturbances:
                 say(f"{show.name} {day}: {_trouble(trouble)}")
-        _finish(airflow, "nightly", {"day": str(day)}, say)
+        landed = _run(airflow, "ingest", {"day": str(day)}, say)
+        _follow(airflow, [night for run in landed for night in airflow.nights_after(run)], say)
     days = {"first": str(first - timedelta(days=BACKFILLED)), "last": str(first - timedelta(days=1))}
-    _finish(airflow, "backfill", days, say)
+    _run(airflow, "backfill", days, say)
     return delivered
+
+
+def _run(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callable[[str], None]) -> list[Run]:
+    """Run the DAG of that kind for every source at once, to its end."""
+    say(f"{kind} of {' and '.join(show.name for show in SHOWS)}: {', '.join(f'{k} {v}' for k, v in conf.items())}")
+    runs = [airflow.trigger(f"{show.name}_{kind}", conf) for show in SHOWS]
+    _follow(airflow, runs, say)
+    return runs
 
 
 def _trouble(trouble: Disturbance) -> str:
@@ -124,8 +133,8 @@ def _trouble(trouble: Disturbance) -> str:
     return words[trouble.kind]
 
 
-def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callable[[str], None]) -> None:
-    """Run the DAG of that kind for every source at once; raises `NightsiftError` with the reason when one fails."""
+def _follow(airflow: LocalAirflow, runs: Sequence[Run], say: Callable[[str], None]) -> None:
+    """Wait for the end of all `runs`; raises `NightsiftError` with the reason when one fails."""
     seen: dict[tuple[Run, str, int], str] = {}
 
     def follow(status: RunStatus) -> None:
@@ -137,8 +146,6 @@ def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callabl
                 took = f" in {task.seconds:.0f} s" if task.seconds and task.state != "running" else ""
                 say(f"{status.run.dag_id}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
 
-    say(f"{kind} of {' and '.join(show.name for show in SHOWS)}: {', '.join(f'{k} {v}' for k, v in conf.items())}")
-    runs = [airflow.trigger(f"{show.name}_{kind}", conf) for show in SHOWS]
     for status in airflow.wait_all(runs, on_change=follow):
         if status.state != "success":
             raise NightsiftError(f"{status.run.dag_id} failed: {airflow.explain(status)}")

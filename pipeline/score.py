@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
 from functools import lru_cache
@@ -32,7 +32,7 @@ from pipeline.sequences import (
 )
 from pipeline.state import State, read_state, states, write_state
 from pipeline.tables import clean_schema, drifts_schema, key_schema, scores_schema
-from pipeline.validate import input_digest, validate
+from pipeline.validate import REFUSED, input_digest, validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -128,21 +128,49 @@ def context_days(dataset: Dataset, day: date) -> list[date]:
 
 def night_digest(ws: Workspace, day: date) -> str:
     """32 hex digits of all the input that decides a night's scores, but for the detector."""
-    landed, days = ws.lake.landed(), context_days(ws.dataset, day)
-    parts = [f"{d} {input_digest(ws, d, landed)}" for d in days]
-    if ws.dataset.label_rates:
-        said = contents(ws.lake.landed("labels", "content"))
-        parts += [f"labels {d} {said[d]}" for d in days if d in said and d <= last_known(ws.dataset, day)]
-    return hashlib.blake2b("\n".join([ws.dataset.digest(), *parts]).encode(), digest_size=16).hexdigest()
+    return night_digests(ws, [day])[day]
 
 
-def stale_days(ws: Workspace, day: date) -> list[date]:
-    """The days to score tonight: those scored before whose input changed since, and `day` itself, in order."""
-    done = states(ws, "score")
-    changed = [
-        d for d, digest in done.select("day", "input_digest").iter_rows() if d != day and night_digest(ws, d) != digest
-    ]
-    return sorted({*changed, day})
+def night_digests(ws: Workspace, days: Iterable[date]) -> dict[date, str]:
+    """`night_digest` of many days; the tables' metadata is read once for all of them."""
+    landed = ws.lake.landed()
+    said = contents(ws.lake.landed("labels", "content")) if ws.dataset.label_rates else {}
+    inputs: dict[date, str] = {}
+    digests = {}
+    for day in days:
+        context = context_days(ws.dataset, day)
+        for d in context:
+            inputs[d] = inputs.get(d) or input_digest(ws, d, landed)
+        parts = [f"{d} {inputs[d]}" for d in context]
+        parts += [f"labels {d} {said[d]}" for d in context if d in said and d <= last_known(ws.dataset, day)]
+        text = "\n".join([ws.dataset.digest(), *parts])
+        digests[day] = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return digests
+
+
+def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[date]:
+    """The days to score tonight, in order: the night's own, `first` to `last`, and those before that are out of date.
+
+    That is a day that was scored and whose input has changed since; one that the gate refused and whose file was
+    mended; and one of the last week that has landed and was never scored, as no night ran or it failed, once nights
+    have begun. A day that the gate refuses as it is waits for its file to be mended.
+    """
+    last = last or first
+    tonight = {first + timedelta(days=n) for n in range((last - first).days + 1)}
+    landed, known = ws.lake.landed(), states(ws)
+    done, refused = _inputs(known, "score"), _inputs(known, REFUSED)
+    begun = min(done, default=first)
+    missed = {day for day in landed["day"].unique() if max(begun, first - SILENCE) <= day < first}
+    mended = {day for day in refused if day >= begun}
+    now = night_digests(ws, done)
+    changed = {day for day, digest in now.items() if digest != done[day]}
+    waiting = {day for day, digest in refused.items() if digest == input_digest(ws, day, landed)}
+    return sorted(tonight | ((changed | (missed | mended) - {*done}) - waiting))
+
+
+def _inputs(known: pl.DataFrame, step: str) -> dict[date, str]:
+    """What `step` made each day from, of the records `known`."""
+    return dict(known.filter(pl.col("step") == step).select("day", "input_digest").iter_rows())
 
 
 def prepare(ws: Workspace, day: date) -> list[str]:

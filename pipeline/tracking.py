@@ -3,6 +3,7 @@
 Experiments `NAME/train` and `NAME/nights`, registered model `NAME` with the aliases `champion` and `challenger`.
 """
 
+import fcntl
 import logging
 import os
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.workspace import Workspace
 
@@ -37,7 +39,7 @@ class Version:
 
 
 def client(ws: Workspace) -> "MlflowClient":
-    """An MLflow client of the workspace's store; the first call creates the SQLite file."""
+    """An MLflow client of the workspace's store; the first call makes the SQLite file."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -50,9 +52,29 @@ def client(ws: Workspace) -> "MlflowClient":
     uri, given = ws.home.tracking_uri, os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
+    if uri == ws.home.store and not ws.home.store_file.exists():
+        _make_store(ws.home)
     if given is None:  # MLflow sets it, and another workspace in this process would take this one's store for its own
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow.MlflowClient()
+
+
+def _make_store(home: Home) -> None:
+    """Make MLflow's SQLite file, whole or not at all.
+
+    MLflow itself makes it in many steps, in which two processes disturb one another and a kill leaves half of it.
+    """
+    place = home.store_file
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if place.exists():
+            return
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        partial = place.with_suffix(".part")
+        partial.unlink(missing_ok=True)
+        SqlAlchemyStore(f"sqlite:///{partial}", home.artifacts.as_uri()).engine.dispose()
+        partial.replace(place)
 
 
 @contextmanager

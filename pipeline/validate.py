@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +101,11 @@ def validate(ws: Workspace, day: date, *, force: bool = False) -> Validated:
     counts = _counts(landing.height, parts, judged)
     _write_docs(ws, day, counts, judged)
     if judged.refusals:
+        write_state(ws, replace(state, step=REFUSED, counts={"reasons": list(judged.refusals)}))
         raise GateRefusedError(_refusal(ws, day, judged.refusals))
     ws.lake.replace("quarantine", day, judged.quarantine, step=STEP, suite=suite_digest(ws.dataset))
     ws.lake.replace("clean", day, judged.clean, step=STEP, suite=suite_digest(ws.dataset))
-    write_state(ws, State(day, STEP, state.input_digest, state.config_digest, counts=counts))
+    write_state(ws, replace(state, counts=counts))
     return _validated(ws, day, counts, skipped=False)
 
 

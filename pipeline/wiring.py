@@ -5,11 +5,20 @@ Imported whenever Airflow reads a DAG file, so nothing heavy stands at the top.
 
 import os
 from collections.abc import Mapping
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import CronDataIntervalTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import (
+    Asset,
+    CronPartitionTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    PartitionedAtRuntime,
+    RetryAction,
+    RetryRule,
+)
+from croniter import croniter
 
 from pipeline.config import Dataset, dataset_names, load_dataset
 from pipeline.errors import ConfigError
@@ -79,9 +88,28 @@ _MEND_FIRST = ExceptionRetryPolicy(
 )
 
 
-def timetable(dataset: Dataset) -> CronDataIntervalTimetable | None:
-    """When the nightly run starts, by the clock of the dataset's zone; None: on demand only."""
-    return CronDataIntervalTimetable(dataset.schedule, timezone=dataset.zone) if dataset.schedule else None
+def landing(dataset: Dataset) -> Asset:
+    """The asset whose partitions are the days of a dataset that have landed and are to be scored, YYYY-MM-DD."""
+    return _asset(dataset, "landing")
+
+
+def found_incidents(dataset: Dataset) -> Asset:
+    """The asset whose partitions are the days whose incidents were found: what a DAG of one's own can follow."""
+    return _asset(dataset, "incidents")
+
+
+def _asset(dataset: Dataset, table: str) -> Asset:
+    return Asset(name=f"{dataset.name}_{table}", uri=f"nightsift://{dataset.name}/{table}", group="nightsift")
+
+
+def ingest_timetable(dataset: Dataset) -> CronPartitionTimetable | PartitionedAtRuntime:
+    """When the night starts, by the clock of the dataset's zone; without a schedule on demand only.
+
+    The partition of a run is the day of the run before: the first of the days that have ended since.
+    """
+    if dataset.schedule is None:
+        return PartitionedAtRuntime()
+    return CronPartitionTimetable(dataset.schedule, timezone=dataset.zone, run_offset=-1, key_format="%Y-%m-%d")
 
 
 def day_param(title: str, description: str, default: str | None = None) -> Param:
@@ -90,10 +118,21 @@ def day_param(title: str, description: str, default: str | None = None) -> Param
 
 
 def night_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> date:
-    """The day that a nightly run is about: the one it was given, else the day before the run in the dataset's zone."""
-    if params.get("day"):
-        return date.fromisoformat(params["day"])
-    return dataset.day_of(run.data_interval_end or run.run_after) - timedelta(days=1)
+    """The day that a run is about: of the form, else its partition, else the day before the run, in the zone."""
+    key = params.get("day") or run.partition_key
+    return date.fromisoformat(key) if key else dataset.day_of(run.run_after) - timedelta(days=1)
+
+
+def nights_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[date, date]:
+    """The first and last of the days that an ingest is about, both included.
+
+    Those of a partition go on to the day before the next run: no day is left out where the schedule leaves out days.
+    """
+    first = night_of(dataset, params, run)
+    if dataset.schedule is None or params.get("day") or not run.partition_key:
+        return first, first
+    ends = croniter(dataset.schedule, datetime.combine(first, time.max, dataset.tz)).get_next(datetime)
+    return first, dataset.day_of(ends) - timedelta(days=1)
 
 
 def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[datetime, datetime]:

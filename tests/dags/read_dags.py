@@ -24,6 +24,7 @@ def task_facts(task: Any) -> dict[str, Any]:
         "pool": task.pool,
         "mapped": task.is_mapped,
         "after": sorted(task.upstream_task_ids),
+        "announces": [asset.name for asset in task.outlets],
         "trigger_rule": task.trigger_rule.value,
     }
 
@@ -37,6 +38,7 @@ def dag_facts(dag: Any) -> dict[str, Any]:
         "catchup": dag.catchup,
         "timeout": dag.dagrun_timeout and dag.dagrun_timeout.total_seconds(),
         "timetable": type(dag.timetable).__name__,
+        "asset": getattr(getattr(dag.timetable, "asset_condition", None), "name", None),
         "cron": getattr(dag.timetable, "expression", None),
         "zone": str(getattr(dag.timetable, "timezone", None)),
         "params": sorted(dag.params),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.dags.conftest import HERE, SHIPPED, ReadDags
 
-KINDS = ("nightly", "train", "backfill")
+KINDS = ("ingest", "nightly", "train", "backfill")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +29,8 @@ def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> di
     return read_dags(folder)
 
 
-def test_each_dataset_has_its_three_dags(shipped: dict[str, Any]) -> None:
-    """A YAML gives the DAGs NAME_nightly, NAME_train and NAME_backfill, and reading them raises no error."""
+def test_each_dataset_has_its_dags(shipped: dict[str, Any]) -> None:
+    """A YAML gives an ingest, a nightly, a train and a backfill DAG of its name, and reading them raises no error."""
     assert shipped["errors"] == {}
     names = [path.stem for path in SHIPPED.glob("*.yaml")]
     assert names
@@ -67,11 +67,11 @@ def test_every_task_is_documented_owned_retried_and_bounded(shipped: dict[str, A
             assert 0 < task["timeout"] <= dag["timeout"], where
 
 
-def test_nightly_goes_from_ingest_to_notify(shipped: dict[str, Any]) -> None:
+def test_nightly_goes_from_validate_to_notify(shipped: dict[str, Any]) -> None:
     """The graph shows the steps of the night in order; scoring is mapped, in the GPU's queue and pool."""
     tasks = shipped["dags"]["pumps_nightly"]["tasks"]
-    assert set(tasks) == {"ingest", "validate", "score", "incidents", "report", "notify"}
-    order = ["ingest", "validate", "score", "incidents", "report", "notify"]
+    assert set(tasks) == {"validate", "score", "incidents", "report", "notify"}
+    order = ["validate", "score", "incidents", "report", "notify"]
     assert all(before in tasks[after]["after"] for before, after in itertools.pairwise(order))
     assert tasks["score"]["mapped"]
     assert (tasks["score"]["queue"], tasks["score"]["pool"]) == ("gpu", "gpu")
@@ -86,17 +86,26 @@ def test_a_failure_reaches_the_end_of_every_dag(shipped: dict[str, Any]) -> None
 
 
 def test_a_yaml_dropped_in_gives_its_dags(changed: dict[str, Any]) -> None:
-    """A new YAML needs nothing else: its three DAGs stand beside the others."""
+    """A new YAML needs nothing else: its DAGs stand beside the others."""
     assert {f"fans_{kind}" for kind in KINDS} <= set(changed["dags"])
 
 
 def test_the_schedule_of_the_yaml_runs_the_night(changed: dict[str, Any]) -> None:
-    """`schedule` is the nightly DAG's cron expression in the dataset's zone; without it the night runs on demand."""
-    fans, pumps = changed["dags"]["fans_nightly"], changed["dags"]["pumps_nightly"]
+    """`schedule` is when the night begins, in the dataset's zone; without it nights run on demand."""
+    fans, pumps = changed["dags"]["fans_ingest"], changed["dags"]["pumps_ingest"]
     assert (fans["cron"], fans["zone"]) == ("30 2 * * *", "Europe/Berlin")
-    assert fans["timetable"] == "CronDataIntervalTimetable"
-    assert pumps["timetable"] == "NullTimetable"
+    assert fans["timetable"] == "CronPartitionTimetable"
+    assert pumps["timetable"] == "PartitionedAtRuntime"
     assert changed["dags"]["fans_train"]["timetable"] == "NullTimetable"
+
+
+def test_what_an_ingest_lands_is_what_a_night_waits_for(changed: dict[str, Any]) -> None:
+    """NAME_ingest announces the days of one asset, for each of which NAME_nightly runs; it announces its incidents."""
+    for name in ("fans", "pumps"):
+        ingest, nightly = changed["dags"][f"{name}_ingest"], changed["dags"][f"{name}_nightly"]
+        assert ingest["tasks"]["ingest"]["announces"] == [f"{name}_landing"]
+        assert (nightly["timetable"], nightly["asset"]) == ("PartitionedAssetTimetable", f"{name}_landing")
+        assert nightly["tasks"]["incidents"]["announces"] == [f"{name}_incidents"]
 
 
 def test_adapt_in_the_yaml_ends_the_night_with_it(changed: dict[str, Any]) -> None:

@@ -24,9 +24,11 @@ shards: 2
 NIGHT, NEXT, REFUSED = "2026-03-05", "2026-03-06", "2026-03-07"
 RUNS = [
     ("pumps_train", {"from": "2026-03-02", "to": "2026-03-05"}),
+    ("pumps_ingest", {"day": NIGHT}),
     ("pumps_nightly", {"day": NIGHT}),
     ("pumps_backfill", {"first": NIGHT, "last": NEXT}),
     ("pumps_backfill", {"first": NIGHT, "last": NEXT, "overwrite": True}),
+    ("pumps_ingest", {"day": REFUSED}),
     ("pumps_nightly", {"day": REFUSED}),
 ]
 
@@ -82,14 +84,14 @@ def test_training_registers_a_champion(runs: list[dict[str, Any]]) -> None:
 
 def test_a_night_goes_from_files_to_a_report(runs: list[dict[str, Any]], ws: Workspace) -> None:
     """Every task of the night succeeds, each shard by its name, and scores, incidents and report are there."""
-    night = runs[1]
+    landed, night = runs[1:3]
+    assert landed["xcom"]["ingest"]["nights"] == [NIGHT]
     assert night["state"] == "success", night
     labels = [task["label"] for task in night["tasks"] if task["id"] == "score"]
     assert labels == [f"{NIGHT} shard 1 of 2", f"{NIGHT} shard 2 of 2"]
-    assert night["xcom"]["ingest"]["nights"] == [NIGHT]
-    assert [found["day"] for found in night["xcom"]["incidents"]] == [NIGHT]
-    assert Path(night["xcom"]["report"][0]).is_file()
-    assert night["xcom"]["notify"]["incidents"] == night["xcom"]["incidents"][0]["incidents"]
+    assert night["xcom"]["incidents"]["day"] == NIGHT
+    assert Path(night["xcom"]["report"]).is_file()
+    assert night["xcom"]["notify"]["incidents"] == night["xcom"]["incidents"]["incidents"]
     assert date.fromisoformat(NIGHT) in days_scored(ws)
 
 
@@ -101,21 +103,23 @@ def test_what_goes_through_xcom_are_references_and_counts(runs: list[dict[str, A
 
 def test_a_backfill_runs_only_what_is_missing(runs: list[dict[str, Any]]) -> None:
     """Of two days of which one is done, the other is run; the end says that both are done."""
-    assert runs[2]["state"] == "success", runs[2]
-    assert runs[2]["xcom"]["plan"] == [NEXT]
-    assert [task["label"] for task in runs[2]["tasks"] if task["id"] == "night"] == [NEXT]
-    assert runs[2]["xcom"]["check"] == "all 2 days are done"
+    backfill = runs[3]
+    assert backfill["state"] == "success", backfill
+    assert backfill["xcom"]["plan"] == [NEXT]
+    assert [task["label"] for task in backfill["tasks"] if task["id"] == "night"] == [NEXT]
+    assert backfill["xcom"]["check"] == "all 2 days are done"
 
 
 def test_a_backfill_overwrites_when_told_to(runs: list[dict[str, Any]]) -> None:
     """With overwrite every day is run again."""
-    assert runs[3]["state"] == "success", runs[3]
-    assert [task["label"] for task in runs[3]["tasks"] if task["id"] == "night"] == [NIGHT, NEXT]
+    assert runs[4]["state"] == "success", runs[4]
+    assert [task["label"] for task in runs[4]["tasks"] if task["id"] == "night"] == [NIGHT, NEXT]
 
 
 def test_a_refused_night_fails_at_once_and_leaves_earlier_results(runs: list[dict[str, Any]], ws: Workspace) -> None:
     """The gate fails `validate` at its first try, nothing after it runs, and the scores of other days stay."""
-    refused = runs[4]
+    landed, refused = runs[5:]
+    assert landed["xcom"]["ingest"]["nights"] == [REFUSED]
     assert refused["state"] == "failed"
     assert [task["tries"] for task in refused["tasks"] if task["id"] == "validate"] == [1]
     assert states(refused, "validate") == ["failed"]

@@ -104,7 +104,7 @@ def test_a_second_serve_from_the_same_home_is_refused(served: Served) -> None:
 
 def test_a_yaml_dropped_in_appears_in_the_running_airflow(served: Served, airflow: AirflowRest) -> None:
     """The DAGs of the datasets are there, those of a new YAML soon after, and a broken YAML is an import error."""
-    wait_for_dags(airflow, {"pumps_nightly", "pumps_train", "pumps_backfill", "cards_nightly"})
+    wait_for_dags(airflow, {"pumps_ingest", "pumps_nightly", "pumps_train", "pumps_backfill", "cards_nightly"})
     pumps = (served.datasets / "pumps.yaml").read_text()
     (served.datasets / "fans.yaml").write_text(pumps.replace("name: pumps", "name: fans", 1))
     (served.datasets / "broken.yaml").write_text("kind: sensor\n")

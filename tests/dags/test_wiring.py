@@ -15,8 +15,8 @@ def dataset(zone: str = "UTC") -> Dataset:
     return load_dataset("pumps", SHIPPED).model_copy(update={"zone": zone})
 
 
-def run(**facts: datetime) -> SimpleNamespace:
-    return SimpleNamespace(**{"data_interval_end": None, "logical_date": None, "run_after": None, **facts})
+def run(**facts: datetime | str) -> SimpleNamespace:
+    return SimpleNamespace(**{"partition_key": None, "logical_date": None, "run_after": None, **facts})
 
 
 def test_a_night_is_the_day_before_its_run_in_the_zone_of_the_dataset() -> None:
@@ -26,16 +26,42 @@ def test_a_night_is_the_day_before_its_run_in_the_zone_of_the_dataset() -> None:
     assert wiring.night_of(dataset("Europe/Berlin"), {}, run(run_after=late)) == date(2026, 3, 5)
 
 
-def test_a_scheduled_night_goes_by_its_interval_not_by_when_it_got_to_run() -> None:
-    """A scheduled run that starts a day late, or a backfill of the past, is about the day of its interval."""
-    facts = run(data_interval_end=datetime(2026, 3, 5, 2, 30, tzinfo=UTC), run_after=datetime(2026, 3, 9, tzinfo=UTC))
+def test_a_night_goes_by_its_partition_not_by_when_it_got_to_run() -> None:
+    """A scheduled run that starts days late, or a backfill of the past, is about the day of its partition."""
+    facts = run(partition_key="2026-03-04", run_after=datetime(2026, 3, 9, tzinfo=UTC))
     assert wiring.night_of(dataset(), {}, facts) == date(2026, 3, 4)
 
 
 def test_the_day_of_the_form_wins() -> None:
-    """`day` chooses the night, whatever the clock says."""
-    facts = run(run_after=datetime(2026, 3, 9, tzinfo=UTC))
+    """`day` chooses the night, whatever the clock and the partition say."""
+    facts = run(partition_key="2026-03-04", run_after=datetime(2026, 3, 9, tzinfo=UTC))
     assert wiring.night_of(dataset(), {"day": "2026-01-31"}, facts) == date(2026, 1, 31)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "partition", "last"),
+    [
+        ("30 2 * * *", "2026-03-04", "2026-03-04"),
+        ("0 0 * * *", "2026-03-04", "2026-03-04"),
+        ("30 23 * * *", "2026-03-04", "2026-03-04"),
+        ("30 2 * * 1-5", "2026-03-06", "2026-03-08"),  # a Friday: the next run is on Monday
+        ("30 2 * * 1-5", "2026-03-04", "2026-03-04"),
+        ("30 2 1 * *", "2026-03-01", "2026-03-31"),
+        (None, "2026-03-06", "2026-03-06"),
+    ],
+)
+def test_no_day_is_left_out_where_the_schedule_leaves_out_days(schedule: str, partition: str, last: str) -> None:
+    """A run is about every day since the run before; summer time, which begins on 29 March, changes nothing."""
+    berlin = dataset("Europe/Berlin").model_copy(update={"schedule": schedule})
+    found = wiring.nights_of(berlin, {}, run(partition_key=partition))
+    assert found == (date.fromisoformat(partition), date.fromisoformat(last))
+
+
+def test_the_day_of_the_form_is_one_day() -> None:
+    """Whoever asks for a Friday gets the Friday, whatever the schedule."""
+    weekdays = dataset().model_copy(update={"schedule": "30 2 * * 1-5"})
+    found = wiring.nights_of(weekdays, {"day": "2026-03-06"}, run(partition_key="2026-03-04"))
+    assert found == (date(2026, 3, 6), date(2026, 3, 6))
 
 
 def test_training_learns_from_the_days_before_its_run() -> None:

@@ -186,6 +186,36 @@ def test_a_late_file_marks_its_own_day_and_is_scored_again(fresh, trained, tmp_p
     same(fresh, other)
 
 
+def test_a_night_that_was_not_run_is_made_up_for(fresh):
+    """A landed day that nobody scored is scored with the next night of the same week, once nights have begun."""
+    from pipeline.ingest import ingest
+
+    ingest(fresh)
+    after, later = (NIGHTS[1] + timedelta(days=n) for n in (1, 30))
+    assert stale_days(fresh, after) == [after]
+    score_days(fresh, NIGHTS[:1])
+    assert stale_days(fresh, after) == [NIGHTS[1], after]
+    assert stale_days(fresh, later) == [later]
+
+
+def test_a_refused_day_waits_until_its_file_is_mended(fresh):
+    """It is not tried again night after night, but once when its file has changed, however late."""
+    from pipeline.ingest import ingest
+
+    score_days(fresh, NIGHTS[:1])
+    file = fresh.home.root / "source" / f"day-{HISTORY + 1:02}.parquet"
+    rows = pl.read_parquet(file)
+    unreadable = pl.when(pl.int_range(pl.len()) > 1).then(pl.lit("")).otherwise(fresh.dataset.entity)
+    rows.with_columns(unreadable.alias(fresh.dataset.entity)).write_parquet(file)
+    with pytest.raises(GateRefusedError):
+        score_days(fresh, NIGHTS[1:])
+    later = NIGHTS[1] + timedelta(days=30)
+    assert stale_days(fresh, later) == [later]
+    rows.write_parquet(file)
+    ingest(fresh)
+    assert stale_days(fresh, later) == [NIGHTS[1], later]
+
+
 def test_shards_change_no_score(fresh, trained, tmp_path, monkeypatch):
     """Three shards, each read in many parts, give the scores of one."""
     text = trained.dataset.file.read_text()
