@@ -4,6 +4,7 @@ A day of a table is replaced in one atomic commit: a reader sees all of it or no
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
 """
 
+import re
 import shutil
 from dataclasses import dataclass
 from datetime import date
@@ -100,15 +101,21 @@ class Lake:
         )
 
     def stage(self, key: str, frame: pl.DataFrame) -> None:
-        """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only."""
+        """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only.
+
+        Raises `NightsiftError` where it cannot be written.
+        """
         target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
         if "://" in target:
             frame.write_parquet(target)  # an object appears when its upload is complete
             return
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(f"{target}.{uuid4().hex}.part")
-        frame.write_parquet(partial)
-        partial.replace(target)
+        try:
+            # Whoever publishes the same night at this moment removes the folder: then it is made again.
+            for attempt in stamina.retry_context(on=FileNotFoundError, attempts=10, wait_initial=0.01, wait_max=1):
+                with attempt:
+                    _write_whole(Path(target), frame)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise NightsiftError(f"could not write {target}: {_one_line(error)}. Run the step again") from error
 
     def staged(self, key: str) -> pl.DataFrame | None:
         """What was staged under `key`; None where nothing was."""
@@ -140,14 +147,32 @@ class Lake:
             for attempt in stamina.retry_context(on=_collided, attempts=10, timeout=120, wait_initial=0.05, wait_max=3):
                 with attempt:
                     _write(uri, frame, predicate, partitions or ["day"], note)
-        except (CommitFailedError, DeltaError) as error:
-            raise NightsiftError(f"could not write {uri}: {error}. Nothing was changed; run the step again") from error
+        except (OSError, DeltaError) as error:
+            why = _one_line(error)
+            raise NightsiftError(f"could not write {uri}: {why}. Nothing was changed; run the step again") from error
 
 
 def _collided(error: Exception) -> bool:
     """Whether another writer's commit came first, so that trying again can succeed."""
     words = str(error).lower()
     return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
+
+
+def _write_whole(target: Path, frame: pl.DataFrame) -> None:
+    """Write a Parquet file under another name first; nothing of it is left where that fails."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{target}.{uuid4().hex}.part")
+    try:
+        frame.write_parquet(partial)
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _one_line(error: Exception) -> str:
+    """What the libraries say, without their colours, on one line."""
+    plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))
+    return ": ".join(line.strip() for line in plain.splitlines() if line.strip())
 
 
 def _write(uri: str, frame: pl.DataFrame, predicate: str | None, partitions: list[str], note: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ Targets are Apprise URLs in environment variables. They hold secrets, so that no
 shows one: a target is named by its variable.
 """
 
+import hashlib
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from pipeline import words
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.report import report_file
-from pipeline.state import read_state
+from pipeline.state import State, read_state, write_state
 from pipeline.tables import incidents_schema
 from pipeline.workspace import Workspace
 
@@ -47,7 +48,7 @@ class Target:
 
 
 def notify(ws: Workspace, day: date) -> Notified:
-    """Log the night in one line; tell every target of its incidents, where there are any.
+    """Log the night in one line; tell every target of its incidents, where there are any and they were not told before.
 
     Raises `ConfigError` where a variable of `notify.urls_env` is not set, before anything is sent, and `NightsiftError`
     where the incidents were not looked for yet, or where a target failed, after all were tried.
@@ -60,13 +61,18 @@ def notify(ws: Workspace, day: date) -> Notified:
     log.info("%s", words.summary_line(ws.dataset, day, incidents))
     targets = list(read_targets(ws.dataset))
     title, body = build_message(ws.dataset, day, incidents, report_file(ws, day))
-    failed = [why for t in targets if (why := send(t, title, body))] if len(incidents) else []
+    digest = hashlib.blake2b(f"{title}\n{body}".encode(), digest_size=16).hexdigest()
+    telling = State(day, "notify", digest, ws.dataset.digest(), counts={"incidents": len(incidents)})
+    news = len(incidents) > 0 and not telling.same_work(read_state(ws, day, "notify"))
+    failed = [why for t in targets if (why := send(t, title, body))] if news else []
     if failed:
         raise NightsiftError(
             f"{ws.dataset.name} {day}: {len(failed)} of {len(targets)} notifications failed: {'; '.join(failed)}. "
             f"Mend the address in the variable or the service behind it, then run this step again"
         )
-    return Notified(str(day), len(incidents), f"{title}\n{body}", len(targets) if len(incidents) else 0, failed)
+    if news and targets:
+        write_state(ws, telling)
+    return Notified(str(day), len(incidents), f"{title}\n{body}", len(targets) if news else 0, failed)
 
 
 def build_message(dataset: Dataset, day: date, incidents: pl.DataFrame, report: Path | None = None) -> tuple[str, str]:

@@ -62,6 +62,8 @@ class Processes:
         while not self._gone(sessions, GRACE / 2):
             for member in _members(sessions):
                 _signal(member, signal.SIGKILL)
+        for process in self._running.values():
+            process.wait()
         self.release()
         for file in self._files:
             file.close()

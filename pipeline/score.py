@@ -264,14 +264,14 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
     """
     first = shards[0]
     day = date.fromisoformat(first.day)
-    found = [ws.lake.staged(shard.key) for shard in shards]
-    frames = [frame for frame in found if frame is not None]
-    if len(frames) < len(shards):
+    found = [_staged(ws, shard) for shard in shards]
+    whole = [part for part in found if part is not None]
+    if len(whole) < len(shards):
         if _published(ws, first):
             return read_scored(ws, day)
-        missing = ", ".join(f"{s.index} of {s.count}" for s, frame in zip(shards, found, strict=True) if frame is None)
+        missing = ", ".join(f"{s.index} of {s.count}" for s, part in zip(shards, found, strict=True) if part is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
-    drifts = [moved for shard in shards if (moved := ws.lake.staged(shard.drifts)) is not None]
+    frames, drifts = zip(*whole, strict=True)
     moved = pl.concat(drifts).sort("entity", "feature").with_columns(pl.lit(first.detector).alias("detector_version"))
     ws.lake.replace("drifts", day, moved, detector=first.detector)
     order = list(key_schema(ws.dataset))
@@ -286,6 +286,12 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
     write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
     ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
     return summary
+
+
+def _staged(ws: Workspace, shard: Shard) -> tuple[pl.DataFrame, pl.DataFrame] | None:
+    """The shard's result and its drifts; None unless both are there: another run of the same night may remove them."""
+    frame, drifts = ws.lake.staged(shard.key), ws.lake.staged(shard.drifts)
+    return None if frame is None or drifts is None else (frame, drifts)
 
 
 def _published(ws: Workspace, shard: Shard) -> bool:

@@ -85,25 +85,38 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
     """An active MLflow run of the experiment `NAME/kind`; the run that was made for `key` before, where there is one.
 
     So a night that is run again updates its page instead of adding another; a training, which has no key, is always a
-    run of its own. A run that fails is marked as failed.
+    run of its own. A run that fails is marked as failed. Raises `NightsiftError` where MLflow does not answer.
     """
     api = client(ws)
     import mlflow
 
-    experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
-    old = api.search_runs([experiment], filter_string=f"tags.key = '{key}'", max_results=1) if key else []
-    with mlflow.start_run(
-        experiment_id=experiment, run_id=old[0].info.run_id if old else None, run_name=None if old else name
-    ) as active:
-        mlflow.set_tags(
-            {
-                **({"key": key} if key else {}),
-                "dataset": ws.dataset.name,
-                "git_revision": git_revision(),
-                **airflow_tags(),
-            }
-        )
-        yield active
+    with _answering(ws):
+        experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
+        old = api.search_runs([experiment], filter_string=f"tags.key = '{key}'", max_results=1) if key else []
+        with mlflow.start_run(
+            experiment_id=experiment, run_id=old[0].info.run_id if old else None, run_name=None if old else name
+        ) as active:
+            mlflow.set_tags(
+                {
+                    **({"key": key} if key else {}),
+                    "dataset": ws.dataset.name,
+                    "git_revision": git_revision(),
+                    **airflow_tags(),
+                }
+            )
+            yield active
+
+
+@contextmanager
+def _answering(ws: Workspace) -> Iterator[None]:
+    """Within the block an error of MLflow's is a `NightsiftError` that says where MLflow should be."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        why = " ".join(str(error).split())
+        raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {why}") from error
 
 
 @contextmanager
@@ -205,7 +218,9 @@ def find(ws: Workspace, alias: str) -> Version | None:
 
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
     """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
-    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
+    api = client(ws)
+    with _answering(ws):
+        found = api.search_model_versions(f"name = '{ws.dataset.name}'")
     tags = [version.tags for version in found if "label" in version.tags]
     origin = {each["label"]: each.get("trained", each["label"]) for each in tags}
     return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
@@ -216,12 +231,13 @@ def _aliased(ws: Workspace, alias: str) -> Any | None:
     api = client(ws)
     from mlflow.exceptions import MlflowException
 
-    try:
-        return api.get_model_version_by_alias(ws.dataset.name, alias)
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+    with _answering(ws):
+        try:
+            return api.get_model_version_by_alias(ws.dataset.name, alias)
+        except MlflowException as error:
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
             return None
-        raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {error}") from error
 
 
 def _local_copy(ws: Workspace, number: str, label: str) -> Path:

@@ -1,24 +1,19 @@
 """A query's rows come canonical, selected by the database: SQLite and a PostgreSQL server of the test's own."""
 
-import os
-import shutil
-import socket
 import sqlite3
-import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import adbc_driver_postgresql.dbapi
 import polars as pl
 import pytest
 
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.sources import read_sql
+from tests.servers import Postgres, postgres_server
 
 FIRST, SECOND = date(2024, 5, 1), date(2024, 5, 2)
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -160,64 +155,19 @@ def test_a_missing_column_is_refused_with_the_query_columns(sqlite_file: Path) -
         read_sql(dataset('SELECT card, time FROM "pay ments"'), FIRST, FIRST)
 
 
-def as_postgres(*command: str) -> list[str]:
-    """PostgreSQL refuses to run as root: then its own user runs it."""
-    return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else list(command)
-
-
-def server_programs() -> Path:
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
-    on_path = shutil.which("initdb")
-    assert found or on_path, "PostgreSQL's server is missing: apt-get install postgresql"
-    return (found[-1] if found else Path(str(on_path)).resolve()).parent
-
-
 @pytest.fixture(scope="module")
-def postgres() -> Iterator[str]:
-    """The address of a server on 127.0.0.1 that lives as long as this module's tests."""
-    programs, folder = server_programs(), Path(f"/tmp/nightsift-postgres-{os.getpid()}")
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    made = as_postgres(str(programs / "initdb"), "-D", str(folder), "-U", "nightsift", "--auth=trust", "-E", "UTF8")
-    subprocess.run([*made, "--locale=C.UTF-8", "--no-sync"], check=True, capture_output=True, cwd="/")
-    serve = [str(programs / "postgres"), "-D", str(folder), "-p", str(port), "-c", "listen_addresses=127.0.0.1"]
-    quiet = ["-c", "fsync=off", "-c", f"unix_socket_directories={folder}", "-c", "timezone=America/New_York"]
-    server = subprocess.Popen(as_postgres(*serve, *quiet), cwd="/", stderr=subprocess.DEVNULL)
-    try:
-        yield wait_for(f"postgresql://nightsift:s3cret@127.0.0.1:{port}/postgres", server)
-    finally:
-        subprocess.run(as_postgres(str(programs / "pg_ctl"), "-D", str(folder), "stop", "-m", "immediate"), check=True,
-                       capture_output=True, cwd="/")  # fmt: skip
-        server.wait(timeout=30)
-        shutil.rmtree(folder)
-
-
-def wait_for(address: str, server: subprocess.Popen[bytes]) -> str:
-    for _ in range(300):
-        try:
-            adbc_driver_postgresql.dbapi.connect(address).close()
-        except adbc_driver_postgresql.dbapi.Error:
-            assert server.poll() is None, "the PostgreSQL server stopped while it started"
-            time.sleep(0.1)
-        else:
-            return address
-    raise AssertionError("the PostgreSQL server did not answer within 30 seconds")
-
-
-def run(address: str, *statements: str) -> None:
-    with adbc_driver_postgresql.dbapi.connect(address, autocommit=True) as connection, connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
+def server() -> Iterator[Postgres]:
+    """A PostgreSQL, in a zone that is not the tests', that lives as long as this module's tests."""
+    with postgres_server("nightsift", "timezone=America/New_York") as started:
+        yield started
 
 
 @pytest.fixture
-def payments(postgres: str, monkeypatch: pytest.MonkeyPatch) -> str:
+def payments(server: Postgres, monkeypatch: pytest.MonkeyPatch) -> Postgres:
     """A table with the moments in a column of every type that a time is kept in."""
-    monkeypatch.setenv("DEMO_DATABASE", postgres)
+    monkeypatch.setenv("DEMO_DATABASE", server.address())
     values = ", ".join(f"('c', {i}, '{moment.isoformat()}')" for i, moment in enumerate(MOMENTS))
-    run(
-        postgres,
+    server.run(
         "DROP TABLE IF EXISTS payments",
         f"""CREATE TABLE payments AS SELECT v.card, v.amount::numeric(12, 2) AS amount, v.t::timestamptz AS aware,
         v.t::timestamptz AT TIME ZONE 'UTC' AS naive, v.t AS words,
@@ -225,11 +175,11 @@ def payments(postgres: str, monkeypatch: pytest.MonkeyPatch) -> str:
         extract(epoch FROM v.t::timestamptz)::float8 AS real, v.t::timestamptz::date AS "the day", 7 AS "user"
         FROM (VALUES {values}) AS v (card, amount, t)""",
     )
-    return postgres
+    return server
 
 
 @pytest.mark.parametrize("column", ["aware", "naive", "words", "seconds", "real"])
-def test_postgresql_gives_the_days_rows(payments: str, column: str) -> None:
+def test_postgresql_gives_the_days_rows(payments: Postgres, column: str) -> None:
     """Whatever type the event time has and whatever zone the server is in."""
     both = read_sql(dataset("SELECT * FROM payments;", event_time=column), FIRST, SECOND)
     assert both["amount"].to_list() == WITHIN
@@ -238,7 +188,7 @@ def test_postgresql_gives_the_days_rows(payments: str, column: str) -> None:
     assert read_sql(dataset("SELECT * FROM payments", event_time=column), SECOND, SECOND).equals(both.tail(2))
 
 
-def test_postgresql_types_become_canonical(payments: str) -> None:
+def test_postgresql_types_become_canonical(payments: Postgres) -> None:
     """Numeric, boolean, enum, uuid, JSON and text columns are features and names like any other."""
     sql = """SELECT 'b2c3e1d4-0000-4000-8000-000000000001'::uuid::text AS card, DATE '2024-05-01' AS time,
     1234567.89::numeric AS amount, true AS flag, 'x'::varchar AS shop, '{"a": 1}'::jsonb AS more"""
@@ -249,10 +199,9 @@ def test_postgresql_types_become_canonical(payments: str) -> None:
     assert frame["problems"].to_list() == [[]]
 
 
-def test_postgresql_is_asked_for_the_days_rows_only(payments: str) -> None:
+def test_postgresql_is_asked_for_the_days_rows_only(payments: Postgres) -> None:
     """The database selects: a row outside the days that would fail to compute is never computed."""
-    run(
-        payments,
+    payments.run(
         "DROP TABLE IF EXISTS many",
         "CREATE TABLE many AS SELECT 'c' AS card, TIMESTAMPTZ '2024-05-01Z' + i * INTERVAL '1 day' AS time, "
         "i AS amount FROM generate_series(0, 1) AS i",
@@ -264,7 +213,7 @@ def test_postgresql_is_asked_for_the_days_rows_only(payments: str) -> None:
         read_sql(dataset(sql), date(2024, 6, 1), date(2024, 6, 1))
 
 
-def test_a_wrong_query_does_not_show_the_address(payments: str) -> None:
+def test_a_wrong_query_does_not_show_the_address(payments: Postgres) -> None:
     """The database's words, without the connection string."""
     with pytest.raises(ConfigError, match=r"source\.sql: the query failed: .*nothing") as caught:
         read_sql(dataset("SELECT * FROM nothing"), FIRST, FIRST)

@@ -2,10 +2,12 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline.errors import NightsiftError
 from pipeline.lake import Lake, quote
 
 DAY, OTHER = date(2026, 1, 5), date(2026, 1, 6)
@@ -91,3 +93,31 @@ def test_staged_results_are_whole_and_removed_together(lake):
     assert lake.staged("2026-01-05/x/1-of-2") is None
     lake.unstage("2026-01-05/x")
     assert lake.staged("2026-01-05/x/0-of-2") is None
+
+
+def test_what_cannot_be_staged_is_a_sentence_and_leaves_nothing(lake, monkeypatch):
+    """A disk that is full while a shard is written: the message names the file, and no part of it takes up room."""
+    target = f"{lake.root}/demo/_staging/night/0.parquet"
+    with monkeypatch.context() as full:
+        full.setattr(pl.DataFrame, "write_parquet", _full_disk)
+        with pytest.raises(NightsiftError, match=f"could not write {target}: .*No space left on device.* again$"):
+            lake.stage("night/0", frame(1))
+    assert [file for file in Path(lake.root).rglob("*") if file.is_file()] == []
+    lake.stage("night/0", frame(1))
+    assert lake.staged("night/0").equals(frame(1))
+
+
+def _full_disk(_, file):
+    Path(file).write_bytes(b"PAR1")
+    raise pl.exceptions.ComputeError("parquet: underlying IO error:\nNo space left on device (os error 28)")
+
+
+def test_staging_goes_on_while_others_remove_the_folder(lake):
+    """Two runs of one night: one stages shards while the other has published and clears up."""
+    with ThreadPoolExecutor(2) as pool:
+        cleared = pool.submit(lambda: [lake.unstage("night") for _ in range(300)])
+        for number in range(100):
+            lake.stage(f"night/{number}", frame(number))
+        cleared.result()
+    lake.stage("night/0", frame(1))
+    assert lake.staged("night/0").equals(frame(1))

@@ -144,6 +144,21 @@ def test_every_target_receives_the_message(
     assert json.loads(json.dumps(asdict(result)))["day"] == "2026-03-25"
 
 
+def test_a_night_that_is_run_again_says_nothing_twice(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same incidents go out once; when they have changed, and after a failure, they go out again."""
+    monkeypatch.setenv("OPS", server.url)
+    ws = night(tmp_path, frame(anomaly("pump-1", 2.0)), "OPS")
+    server.status = 500
+    with pytest.raises(NightsiftError, match="1 of 1 notifications failed"):
+        notify(ws, DAY)
+    server.status = 200
+    assert [notify(ws, DAY).sent for _ in range(2)] == [1, 0]
+    ws.lake.replace("incidents", DAY, frame(anomaly("pump-1", 2.0), anomaly("pump-2", 3.0)))
+    assert notify(ws, DAY).sent == 1
+
+
 def test_a_quiet_night_is_logged_and_not_sent(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

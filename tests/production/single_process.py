@@ -1,0 +1,20 @@
+"""Trains and runs every night in one process: `HOME DATASETS TRAIN_FROM TRAIN_TO LAST`; what the cluster is held to."""
+
+import os
+import sys
+from datetime import UTC, date, datetime
+
+
+def main() -> None:
+    """Train from the first day up to the second, then run the nights from there to the last one, in order."""
+    del os.environ["MLFLOW_TRACKING_URI"]  # a SQLite file in the home
+    from pipeline.night import days_between, run_night
+    from pipeline.train import train
+    from pipeline.workspace import open_workspace
+
+    home, datasets, first, after, last = sys.argv[1:]
+    ws = open_workspace("pumps", home, datasets)
+    train(ws, *(datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (first, after)))
+    for day in days_between(date.fromisoformat(after), date.fromisoformat(last)):
+        run_night(ws, day)
+    (ws.home.root / "done").touch()

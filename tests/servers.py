@@ -1,0 +1,111 @@
+"""Servers of the tests' own on 127.0.0.1: PostgreSQL and Redis, from Debian's packages."""
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import adbc_driver_postgresql.dbapi
+
+HOST = "127.0.0.1"
+
+
+def free_port() -> int:
+    """A port that nothing on 127.0.0.1 uses."""
+    with closing(socket.socket()) as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(what: str, ready: Callable[[], bool], server: subprocess.Popen[bytes], seconds: float = 30) -> None:
+    """Wait until `ready()`; fails when the server ends or `seconds` pass first."""
+    end = time.monotonic() + seconds
+    while not ready():
+        assert server.poll() is None, f"{what} stopped while it started"
+        assert time.monotonic() < end, f"{what} did not answer within {seconds:.0f} seconds"
+        time.sleep(0.1)
+
+
+class Postgres:
+    """A PostgreSQL server with one superuser that needs no password; ended with the block that made it."""
+
+    def __init__(self, folder: Path, user: str, *settings: str) -> None:
+        found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
+        on_path = shutil.which("initdb")
+        assert found or on_path, "PostgreSQL's server is missing: apt-get install postgresql"
+        self.programs = (found[-1] if found else Path(str(on_path)).resolve()).parent
+        self.folder, self.port, self.user = folder, free_port(), user
+        quiet = ["listen_addresses=127.0.0.1", "fsync=off", f"unix_socket_directories={folder}", *settings]
+        self._options = [part for setting in quiet for part in ("-c", setting)]
+        made = self._as_owner("initdb", "-U", user, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        subprocess.run(made, check=True, capture_output=True, cwd="/")
+        self.start()
+
+    def address(self, database: str = "postgres") -> str:
+        return f"postgresql://{self.user}:s3cret@{HOST}:{self.port}/{database}"
+
+    def start(self) -> None:
+        command = self._as_owner("postgres", "-p", str(self.port), *self._options)
+        self._server = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+        wait_until("PostgreSQL", self._answers, self._server)
+
+    def stop(self) -> None:
+        """End the server at once, as a crash would."""
+        subprocess.run(self._as_owner("pg_ctl", "stop", "-m", "immediate"), check=True, capture_output=True, cwd="/")
+        self._server.wait(timeout=30)
+
+    def run(self, *statements: str) -> None:
+        dbapi = adbc_driver_postgresql.dbapi
+        with dbapi.connect(self.address(), autocommit=True) as connection, connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+    def _answers(self) -> bool:
+        try:
+            adbc_driver_postgresql.dbapi.connect(self.address()).close()
+        except adbc_driver_postgresql.dbapi.Error:
+            return False
+        return True
+
+    def _as_owner(self, program: str, *arguments: str) -> list[str]:
+        """PostgreSQL refuses to run as root: then its own user runs it."""
+        command = [str(self.programs / program), "-D", str(self.folder), *arguments]
+        return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else command
+
+
+@contextlib.contextmanager
+def postgres_server(user: str = "nightsift", *settings: str) -> Iterator[Postgres]:
+    """A running server with `settings` (`name=value`) until the end of the block."""
+    server = Postgres(Path(f"/tmp/nightsift-postgres-{os.getpid()}-{time.monotonic_ns()}"), user, *settings)
+    try:
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(server.folder)
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The address of a running Redis that keeps nothing on disk, until the end of the block."""
+    assert shutil.which("redis-server"), "Redis is missing: apt-get install redis-server"
+    port = free_port()
+    command = ["redis-server", "--bind", HOST, "--port", str(port), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(5) == b"+PONG"
+        return False
+
+    try:
+        wait_until("Redis", answers, server)
+        yield f"redis://{HOST}:{port}/0"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
