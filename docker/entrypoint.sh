@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Waits for what a service needs, gives Airflow its password file, and becomes the service.
 #
-#   entrypoint.sh init             make or upgrade the databases of Airflow and MLflow, make the pool `gpu`; ends
-#   entrypoint.sh mlflow-server    MLflow behind its own authentication
+#   entrypoint.sh init             make or upgrade Airflow's database, make the pool `gpu`; ends
 #   entrypoint.sh airflow PART     a part of Airflow, once the database is as this image's Airflow needs it
+#   entrypoint.sh mlflow-server    MLflow behind its own authentication; makes or upgrades its databases first
 #   entrypoint.sh COMMAND …        anything else, at once
 set -euo pipefail
 
@@ -20,8 +20,6 @@ done
 case ${1:-} in
   init)
     airflow db migrate
-    mlflow db upgrade "$MLFLOW_BACKEND"
-    python -m mlflow.server.auth db upgrade --url "$MLFLOW_AUTH_BACKEND"
     # A pool that is there stays as it is: an operator may have changed its slots.
     airflow pools get gpu > /dev/null 2>&1 \
       || airflow pools set gpu "$GPU_SLOTS" "Tasks that train or score: as many at once as there are GPUs"
@@ -30,6 +28,8 @@ case ${1:-} in
     # The file is the only way to tell MLflow where its users are.
     (umask 077 && printf '[mlflow]\ndefault_permission = READ\ndatabase_uri = %s\n' "$MLFLOW_AUTH_BACKEND" \
       > "$AIRFLOW_HOME/mlflow_auth.ini")
+    mlflow db upgrade "$MLFLOW_BACKEND"
+    python -m mlflow.server.auth db upgrade --url "$MLFLOW_AUTH_BACKEND"
     export MLFLOW_AUTH_CONFIG_PATH=$AIRFLOW_HOME/mlflow_auth.ini
     exec mlflow server --app-name basic-auth --host 0.0.0.0 --port 5000 --workers 2 \
       --backend-store-uri "$MLFLOW_BACKEND" --serve-artifacts --artifacts-destination /var/lib/mlflow
