@@ -6,6 +6,7 @@ Airflow reads a DAG file, so nothing heavy stands at the top.
 | metric | |
 |---|---|
 | `nightsift.NAME` | gauge of the newest night: each number of `pipeline.night.night_metrics`, and `delay` |
+| `nightsift.gpus` | gauge: on how many GPUs the latest task trained or scored; 0 where it fell back to the CPU |
 | `nightsift.step` | timer: how long a step of the night took, by the tag `step` |
 
 All have the tag `dataset`.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
-from pipeline.metrics import in_airflow
+from pipeline.metrics import gauges, in_airflow
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -279,10 +279,10 @@ def log_night(ws: Workspace, day: date, metrics: Mapping[str, float], tags: Mapp
 
 
 def log_devices(dataset: str) -> None:
-    """Say in the log what this process' networks run on, and in the active MLflow run, if there is one.
+    """Say in the log, and to whoever watches Airflow (`nightsift.gpus`), what this process' networks run on.
 
-    The tag `devices` names them, the metric `gpus` counts them. A task of Airflow without a GPU warns: such tasks go to
-    the queue gpu.
+    And in the active MLflow run, if there is one: the tag `devices` names them, the metric `gpus` counts them. A task
+    of Airflow without a GPU warns, for such tasks go to the queue gpu.
     """
     from models.devices import find_devices
 
@@ -291,6 +291,7 @@ def log_devices(dataset: str) -> None:
         log.info("%s: networks run on %s", dataset, devices)
     else:
         log.warning("%s: TensorFlow sees no GPU, networks run on the CPU; nightsift doctor says more", dataset)
+    gauges(dataset, {"gpus": len(devices.gpus)})
     import mlflow
 
     if mlflow.active_run():

@@ -1,6 +1,7 @@
 """The night's numbers reach whoever watches Airflow, by the way that Airflow's [metrics] names, and nobody else."""
 
 import inspect
+import logging
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import polars as pl
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
-from pipeline import metrics
+from pipeline import metrics, tracking
 from pipeline.ingest import ingest
 from pipeline.night import freshness, send_metrics
 from pipeline.state import State, write_state
@@ -126,6 +127,20 @@ def test_a_measured_function_stays_what_it_was() -> None:
     assert (validate.__name__, validate.__doc__) == ("validate", "Judge the days.")
     assert list(inspect.signature(validate).parameters) == ["dataset", "nights"]
     assert validate("wells", ["2024-05-01"]) == 1
+
+
+@pytest.mark.parametrize("airflow", [True, False])
+def test_a_task_that_finds_no_gpu_says_so(
+    airflow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It goes on on the CPU: in Airflow with a warning and the gauge `gpus` at 0, elsewhere in silence."""
+    told: list[tuple[str, dict[str, float]]] = []
+    monkeypatch.setattr(tracking, "gauges", lambda dataset, numbers: told.append((dataset, dict(numbers))))
+    monkeypatch.setattr(tracking, "in_airflow", lambda: airflow)
+    with caplog.at_level(logging.WARNING):
+        tracking.log_devices("wells")
+    assert ("wells: TensorFlow sees no GPU" in caplog.text) is airflow
+    assert told == [("wells", {"gpus": 0})]
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import polars as pl
 import pytest
 
 from models.autoencoder import build_autoencoder
+from models.devices import find_devices
 from pipeline.ingest import ingest
 from pipeline.score import load_detector, scan_clean, score_frame
-from pipeline.tracking import champion
+from pipeline.tracking import champion, client
 from pipeline.train import train
 from pipeline.validate import validate
 from pipeline.workspace import Workspace, open_workspace
@@ -53,6 +54,15 @@ def decisions(ws: Workspace, precision: str | None = None) -> pl.Series:
     clean = scan_clean(ws, START.date(), FAULTY).collect()
     tonight = pl.col("event_time") >= ws.dataset.day_bounds(FAULTY)[0]
     return score_frame(detector, clean, ws.dataset, tonight)["is_anomaly"]
+
+
+def test_the_training_run_says_what_it_ran_on(ws: Workspace) -> None:
+    """MLflow has the devices as a tag, and how many GPUs there were as a metric; a GPU here would be named."""
+    api = client(ws)
+    (run, *_) = api.search_runs([api.get_experiment_by_name("demo/train").experiment_id])
+    gpus = len(find_devices().gpus)
+    assert run.data.metrics["gpus"] == gpus
+    assert run.data.tags["devices"] == str(find_devices())
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
