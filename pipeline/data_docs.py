@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Lists as long as the data, of which the page shows a sample that has a key of its own.
 WHOLE_LISTS = ("unexpected_list", "unexpected_index_list", "unexpected_index_query")
 
+WHY = "Why the day was refused (its tables stay as they were)"
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -43,6 +45,12 @@ def page_file(folder: Path, dataset: str, day: date) -> Path:
 def page_outcome(file: Path) -> str:
     """The outcome that a page's title states; empty where there is no page."""
     return _title(file).rpartition(": ")[2] if file.is_file() else ""
+
+
+def page_refusals(file: Path) -> list[str]:
+    """Why the day was refused, as its page says."""
+    found = re.search(rf"<h2>{re.escape(WHY)}</h2><ul>(.*?)</ul>", file.read_text(encoding="utf-8"), re.DOTALL)
+    return [html.unescape(item) for item in re.findall(r"<li>(.*?)</li>", found[1], re.DOTALL)] if found else []
 
 
 def write_page(folder: Path, summary: Summary, result: "ExpectationSuiteValidationResult | None") -> Path:
@@ -76,7 +84,7 @@ def _head(summary: Summary) -> str:
         [
             f"<p><a href='index.html'>all days</a></p><h1>{html.escape(summary.dataset)} {summary.day}</h1>",
             f"<p class='outcome'>{html.escape(summary.outcome)}</p><table>{counts}</table>",
-            _list("Why the day was refused (its tables stay as they were)", summary.refusals),
+            _list(WHY, summary.refusals),
             _list("Reported", summary.warnings),
         ]
     )

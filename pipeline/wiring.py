@@ -6,11 +6,20 @@ Imported whenever Airflow reads a DAG file, so nothing heavy stands at the top.
 import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import CronDataIntervalTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import (
+    CronDataIntervalTimetable,
+    CronTriggerTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+)
 
+from pipeline.alerts import keep_error, tell_failure
 from pipeline.config import Dataset, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 
@@ -47,8 +56,11 @@ def workspace(name: str) -> "Workspace":
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
     """The arguments that each DAG of a dataset has in common; a run may take `hours`, each task half of that.
 
-    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer.
+    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer. A
+    run that fails for good is told to the dataset's targets, once, by a callback of the DAG: only that is called in the
+    end, and also where a worker was killed or the run took too long.
     """
+    tell = partial(tell_failure, dataset.name, datasets_folder())
     return {
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
@@ -56,6 +68,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
         "start_date": datetime(2000, 1, 1, tzinfo=UTC),
         "catchup": False,
         "dagrun_timeout": timedelta(hours=hours),
+        "on_failure_callback": tell if dataset.notify.urls_env else None,
         "default_args": {
             "owner": dataset.owner,
             "retries": 2,
@@ -63,6 +76,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=10),
             "retry_policy": _MEND_FIRST,
+            "on_failure_callback": keep_error,
             "execution_timeout": timedelta(hours=hours) / 2,
         },
     }
@@ -71,7 +85,11 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
 _MEND_FIRST = ExceptionRetryPolicy(
     [
         RetryRule(
-            exception=["pipeline.errors.ConfigError", "pipeline.errors.GateRefusedError"],
+            exception=[
+                "pipeline.errors.ConfigError",
+                "pipeline.errors.GateRefusedError",
+                "pipeline.errors.DeadlineMissedError",
+            ],
             action=RetryAction.FAIL,
             reason="Trying again cannot help: the message says what to mend",
         )
@@ -82,6 +100,21 @@ _MEND_FIRST = ExceptionRetryPolicy(
 def timetable(dataset: Dataset) -> CronDataIntervalTimetable | None:
     """When the nightly run starts, by the clock of the dataset's zone; None: on demand only."""
     return CronDataIntervalTimetable(dataset.schedule, timezone=dataset.zone) if dataset.schedule else None
+
+
+def watch_timetable(dataset: Dataset) -> CronTriggerTimetable:
+    """When it is looked whether the night is done: every day at the deadline, by the clock of the dataset's zone."""
+    assert dataset.deadline is not None
+    return CronTriggerTimetable(f"{dataset.deadline.minute} {dataset.deadline.hour} * * *", timezone=dataset.zone)
+
+
+def night_due(dataset: Dataset, moment: datetime) -> date | None:
+    """The night that the schedule's last run before `moment` is about; None where none was due for a day."""
+    from croniter import croniter
+
+    local = moment.astimezone(dataset.tz)
+    last = croniter(dataset.schedule, local).get_prev(datetime)
+    return dataset.day_of(last) - timedelta(days=1) if local - last < timedelta(days=1) else None
 
 
 def day_param(title: str, description: str, default: str | None = None) -> Param:
