@@ -18,6 +18,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline import tracking
+from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError
 from pipeline.review import confirmed, dismissed
@@ -119,7 +120,8 @@ def read_nights(ws: Workspace, detector: "Detector", labels: set[str]) -> Nights
     peak[at] = table["score"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     covered[at] = _coverage(table["steps"], ws.dataset)
     known, spared = confirmed(ws), dismissed(ws)
-    excused[_place(touched(pl.concat([known, spared]), ws.dataset), days, names)] = True
+    planned = planned_stretches(ws, names, ws.dataset.day_bounds(days[0])[0], ws.dataset.day_bounds(days[-1])[1])
+    excused[_place(touched(pl.concat([known, spared, planned]), ws.dataset), days, names)] = True
     highest = np.zeros(len(names))
     for name, score in _peaks(scores, spared):
         highest[names.index(name)] = score

@@ -295,9 +295,11 @@ def incidents(
     if as_json:
         _show(frame.to_dicts(), as_json)
         return
-    _table(f"{len(frame)} incidents of {name}", ["id", "entity", "from", "to", "severity", "kind", "driven by"], [
+    _table(f"{len(frame)} incidents of {name}", ["id", "entity", "from", "to", "severity", "kind", "driven by",
+                                              "expected"], [
         (row["incident_id"], row["entity"], _local(row["start"], ws.dataset), _local(row["end"], ws.dataset),
-         "" if row["severity"] is None else f"{row['severity']:.2f}", row["kind"], drivers_in_words(row))
+         "" if row["severity"] is None else f"{row['severity']:.2f}", row["kind"], drivers_in_words(row),
+         row["reason"] or "")
         for row in frame.iter_rows(named=True)
     ])  # fmt: skip
 

@@ -73,6 +73,34 @@ def _is_daily(schedule: str) -> bool:
     return len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule)
 
 
+def parse_when(value: object) -> date | datetime:
+    """A day from `"2026-12-24"`, a moment from `"2026-12-24T08:00"`; raises `ValueError` on anything else."""
+    if isinstance(value, date):  # a datetime is one, too
+        return value
+    text = str(value).strip()
+    try:
+        return date.fromisoformat(text) if len(text) == len("2026-12-24") else datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"{value!r} is neither a day such as 2026-12-24 nor a moment such as 2026-12-24T08:00"
+        ) from error
+
+
+def parse_clock(value: object) -> time:
+    """A time of day from `"06:00"`; a number is minutes, which is what YAML makes of 10:30 without quotes."""
+    if isinstance(value, time):
+        return value
+    number = isinstance(value, int) and 0 <= value < 24 * 60
+    text = f"{value // 60:02}:{value % 60:02}" if isinstance(value, int) and number else str(value).strip()
+    if not re.fullmatch(r"([01]\d|2[0-3]):[0-5]\d", text):
+        raise ValueError(f'{value!r} is not a time of day; write hours and minutes in quotes, such as "06:00"')
+    return time.fromisoformat(text)
+
+
+When = Annotated[date | datetime, BeforeValidator(parse_when), PlainSerializer(lambda value: value.isoformat())]
+Clock = Annotated[time, BeforeValidator(parse_clock), PlainSerializer(lambda value: f"{value:%H:%M}")]
+
+
 class Strict(BaseModel):
     """A part of the YAML: unknown keys are errors, values never change after loading."""
 
@@ -310,11 +338,80 @@ class Incidents(Strict):
 
 
 class Notify(Strict):
-    """Who is told."""
+    """Who is told, and how much."""
 
     urls_env: list[str] = Field(
         default_factory=list, description="environment variables that hold Apprise URLs (they are secrets)"
     )
+    most: int = Field(
+        20, ge=1, le=1000, description="at most so many incidents of a night are told one by one; above, one summary"
+    )
+
+
+class CalendarEntry(Strict):
+    """A stretch in which what happens is expected: maintenance, or a holiday."""
+
+    start: When = Field(description="a day, or a moment; in the dataset's zone where it names none")
+    end: When | None = Field(
+        None, description="a day, which is included, or a moment, which is not; a day's start alone is that whole day"
+    )
+    entities: list[str] = Field(default_factory=list, description="names or globs; all entities when left out")
+    reason: str = Field(min_length=1, description="what stands in the report")
+    action: Literal["mark", "suppress"] = Field(
+        "mark",
+        description="mark: incidents stand in table and report with the reason, and alert nobody; suppress: none",
+    )
+
+    @field_validator("entities", mode="before")
+    @classmethod
+    def _names(cls, entities: Any) -> Any:
+        return [str(name) for name in entities] if isinstance(entities, list) else entities
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.end is None and isinstance(self.start, datetime):
+            raise ValueError("a moment as start needs end:; a day without end: is that whole day")
+        return self
+
+    def bounds(self, zone: zoneinfo.ZoneInfo) -> tuple[datetime, datetime]:
+        """The half-open stretch of UTC time; raises `ValueError` where it is empty."""
+        end = self.start if self.end is None else self.end
+        after = end if isinstance(end, datetime) else end + timedelta(days=1)
+        start, stop = (_instant(when, zone) for when in (self.start, after))
+        if start >= stop:
+            raise ValueError(f"start {self.start} must be before end {end}")
+        return start, stop
+
+
+def _instant(when: date | datetime, zone: zoneinfo.ZoneInfo) -> datetime:
+    """`when` as UTC: a day as its first moment, what names no zone in `zone`."""
+    moment = when if isinstance(when, datetime) else datetime.combine(when, time())
+    return (moment if moment.tzinfo else moment.replace(tzinfo=zone)).astimezone(UTC)
+
+
+class Calendar(Strict):
+    """When nothing is to be learned and nobody to be alerted: entries here, and those of a table."""
+
+    entries: list[CalendarEntry] = Field(default_factory=list)
+    path: str | None = Field(
+        None,
+        description="a table with the columns start, end, entities (separated by ;), reason, action; as source.path",
+    )
+    format: Literal["parquet", "csv", "ndjson"] | None = Field(
+        None, description="guessed from the path's ending when left out"
+    )
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if self.path is not None and self.guess_format() is None:
+            raise ValueError(f"cannot tell the format of {self.path!r}; add format: parquet, csv or ndjson")
+        return self
+
+    def guess_format(self) -> str | None:
+        """The table's format by declaration or by the path's ending; None where neither tells."""
+        if self.format is not None or self.path is None:
+            return self.format
+        return next((kind for ending, kind in FORMATS.items() if self.path.endswith(ending)), None)
 
 
 class Dataset(Strict):
@@ -345,7 +442,11 @@ class Dataset(Strict):
     threshold: Threshold = Threshold()
     incidents: Incidents = Incidents()
     notify: Notify = Notify()
+    calendar: Calendar = Calendar()
     schedule: str | None = Field(None, description="cron expression of the nightly run; on demand only when left out")
+    deadline: Clock | None = Field(
+        None, description="the hour of the zone's clock by which a scheduled night is done, or an alert is sent"
+    )
     shards: int = Field(1, ge=1, le=1000, description="how many tasks share the scoring of a night")
     file: Path = Field(Path(), exclude=True, repr=False)
 
@@ -380,7 +481,17 @@ class Dataset(Strict):
             raise ValueError(f"sequence feature {self.label_rates[0].name!r}: label_rate needs labels: with path, "
                              "event_id, label and delay")  # fmt: skip
         self._check_names()
+        self._check_calendar()
         return self
+
+    def _check_calendar(self) -> None:
+        if self.deadline is not None and self.schedule is None:
+            raise ValueError("deadline is the hour by which a scheduled night is done; give schedule: too, or neither")
+        for number, entry in enumerate(self.calendar.entries):
+            try:
+                entry.bounds(self.tz)
+            except ValueError as error:
+                raise ValueError(f"calendar.entries.{number}: {error}") from error
 
     def _check_names(self) -> None:
         for name in self.channels:
@@ -582,7 +693,8 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     parts: dict[str, type[Strict]] = {
         "source": Source, "features": Feature, "sequence_features": SequenceFeature, "grid": Grid,
         "window": Window, "model": Model, "training": Training, "threshold": Threshold,
-        "incidents": Incidents, "notify": Notify, "labels": Labels,
+        "incidents": Incidents, "notify": Notify, "labels": Labels, "calendar": Calendar,
     }  # fmt: skip
     model = parts[str(location[0])] if location else Dataset
+    model = CalendarEntry if location[:2] == ("calendar", "entries") else model
     return [key for key in model.model_fields if key != "file"]

@@ -5,6 +5,7 @@ class NightsiftError(Exception):
     """A failure with a message for a person; `exit_code` is what the command line returns."""
 
     exit_code = 1
+    told = False  # whether those whom it concerns were told already, so that its failure needs no other message
 
 
 class ConfigError(NightsiftError):
@@ -17,3 +18,9 @@ class GateRefusedError(NightsiftError):
     """The data gate stopped the night: the data must be mended, or the suite that judges it."""
 
     exit_code = 3
+
+
+class DeadlineMissedError(NightsiftError):
+    """A night is not done by its deadline; the dataset's targets have been told."""
+
+    told = True

@@ -1,28 +1,31 @@
 """Scores to incidents: neighbouring anomalous steps of one entity, and entities that fell silent."""
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
+from pipeline.calendar import Planned, cut, digest, read_calendar, touching, with_plan
 from pipeline.config import Dataset
 from pipeline.score import SILENCE, context_days, read_scored
-from pipeline.state import State, read_state, write_state
-from pipeline.tables import clean_schema, incidents_schema, scores_schema
+from pipeline.state import State, read_state, states, write_state
+from pipeline.tables import EVERYONE, clean_schema, incidents_schema, scores_schema, stretches_schema
 from pipeline.workspace import Workspace
 
-EVERYONE = "(all)"  # the entity of an incident that concerns the whole source
 DRIVERS = 5
+QUIET_DAY = timedelta(hours=12)  # transactions come at any time: of their source, less than this is no silence
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How many incidents a day has, and how many of them are silences."""
+    """How many incidents a day has; how many of them are silences, and how many the calendar explains."""
 
     day: str
     incidents: int
     silent: int
+    marked: int = 0
 
 
 def find_incidents(ws: Workspace, day: date) -> Found:
@@ -39,32 +42,78 @@ def find_incidents(ws: Workspace, day: date) -> Found:
     return _make_incidents(ws, day)
 
 
+def stale_incidents(ws: Workspace) -> list[date]:
+    """The scored days whose incidents were made under another calendar than today's, in order.
+
+    Days whose scores are out of date are not among them: those are `pipeline.score.stale_days`.
+    """
+    calendar = read_calendar(ws)
+    scored = states(ws, "score").filter(pl.col("config_digest") == ws.dataset.digest())
+    made = states(ws, "incidents").join(scored, on=["day", "input_digest", "detector_version"], how="semi")
+    return [
+        day
+        for day, config in made.select("day", "config_digest").iter_rows()
+        if config != incidents_digest(ws.dataset, day, calendar)
+    ]
+
+
+def renew_incidents(ws: Workspace) -> list[date]:
+    """Make anew, without scoring, the incidents of the days on which the calendar has changed; these days."""
+    days = stale_incidents(ws)
+    for day in days:
+        _make_incidents(ws, day)
+    return days
+
+
+def incidents_digest(dataset: Dataset, day: date, calendar: Sequence[Planned]) -> str:
+    """What decides a day's incidents beside its scores: the YAML, and the calendar where it says something."""
+    start, end = dataset.day_bounds(day)
+    told = digest(touching(calendar, start - SILENCE, end))
+    return hashlib.sha256(f"{dataset.digest()} {told}".encode()).hexdigest()[:16] if told else dataset.digest()
+
+
 def _make_incidents(ws: Workspace, day: date) -> Found:
-    days = context_days(ws.dataset, day)
+    days, calendar = context_days(ws.dataset, day), read_calendar(ws)
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
-    seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time")
-    frame = pl.concat([anomalies(scores.collect(), ws.dataset, day), silences(seen.collect(), ws.dataset, day)])
-    frame = frame.sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
+    seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time").collect()
+    seen = seen if len(seen) else _latest(ws, days[0])
+    found = [anomalies(scores.collect(), ws.dataset, day, calendar), silences(seen, ws.dataset, day, calendar)]
+    frame = pl.concat(found).sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
     ws.lake.replace("incidents", day, frame)
-    found = Found(str(day), len(frame), int((frame["kind"] == "silent").sum()))
+    marked = len(frame) - frame["reason"].null_count()
+    result = Found(str(day), len(frame), int((frame["kind"] == "silent").sum()), marked)
     state = read_state(ws, day, "score")
     assert state is not None
-    write_state(
-        ws, State(day, "incidents", state.input_digest, ws.dataset.digest(), state.detector_version, asdict(found))
-    )
-    return found
+    config = incidents_digest(ws.dataset, day, calendar)
+    write_state(ws, State(day, "incidents", state.input_digest, config, state.detector_version, asdict(result)))
+    return result
 
 
-def anomalies(scores: pl.DataFrame, dataset: Dataset, day: date) -> pl.DataFrame:
+def _latest(ws: Workspace, before: date) -> pl.DataFrame:
+    """The last step of each entity on the last day before `before` with any: since when a source sends nothing."""
+    landed = ws.lake.landed().filter((pl.col("day") < before) & (pl.col("rows") > 0))
+    for day in landed["day"].unique().sort(descending=True):
+        rows = ws.lake.scan("clean", clean_schema(ws.dataset), day, day)
+        last = rows.group_by("entity").agg(pl.col("event_time").max()).collect()
+        if len(last):
+            return last
+    return pl.DataFrame(schema={"entity": pl.String, "event_time": _MOMENT})
+
+
+def anomalies(scores: pl.DataFrame, dataset: Dataset, day: date, calendar: Sequence[Planned] = ()) -> pl.DataFrame:
     """The incidents of `day`: anomalous steps of an entity that lie within `merge_within` of one another.
 
-    `scores` holds the day and the day before it; an incident is the day's when at least one of its steps is.
+    `scores` holds the day and the day before it; an incident is the day's when at least one of its steps is. It ends
+    where an entry of the `calendar` begins or ends, so that a fault is not excused by the maintenance that follows it.
     """
-    steps = scores.filter("is_anomaly").sort("entity", "event_time")
-    apart = (pl.col("event_time").diff() > dataset.merge_within).fill_null(value=True).cum_sum().over("entity")
+    steps = with_plan(scores.filter("is_anomaly").sort("entity", "event_time"), calendar)
+    late = pl.col("event_time").diff() > dataset.merge_within
+    crossed = pl.any_horizontal(pl.col(name).ne_missing(pl.col(name).shift()) for name in ("reason", "suppressed"))
+    apart = (late | crossed).fill_null(value=True).cum_sum().over("entity")
     peak = pl.all().sort_by("score", "event_time", descending=[True, False]).first()
     merged = (
         steps.with_columns(apart.alias("number"))
+        .filter(~pl.col("suppressed"))
         .group_by("entity", "number")
         .agg(
             pl.col("event_time").min().alias("start"),
@@ -90,6 +139,7 @@ def anomalies(scores: pl.DataFrame, dataset: Dataset, day: date) -> pl.DataFrame
             _drivers(dataset, at_peak).alias("drivers"),
             pl.lit("anomaly").alias("kind"),
             at_peak["detector_version"].alias("detector_version"),
+            pl.col("reason_at_peak").alias("reason"),
         )
     )
 
@@ -116,31 +166,82 @@ def _drivers(dataset: Dataset, at_peak: dict[str, pl.Expr]) -> pl.Expr:
     return pl.concat_list(each).list.eval(by_share)
 
 
-def silences(seen: pl.DataFrame, dataset: Dataset, day: date) -> pl.DataFrame:
-    """Incidents for what sent nothing: a sensor's entity for longer than a window, or the whole source on the day.
+def silences(seen: pl.DataFrame, dataset: Dataset, day: date, calendar: Sequence[Planned] = ()) -> pl.DataFrame:
+    """Incidents for what sent nothing: a sensor's entity for longer than a window, or the whole source.
 
-    `seen` holds entity and event_time of the week up to and including `day`. An entity counts from its first reading
-    on, so that one that joins at noon was not silent in the morning.
+    `seen` holds entity and event_time of the week up to and including `day`. A silence begins with the last reading
+    before it, so that one over several days is one incident. An entity that joins at noon was not silent in the
+    morning, one that was not there for a week is not waited for, and what the whole source does not send no entity is
+    blamed for. What the `calendar` covers does not count.
     """
     start, end = dataset.day_bounds(day)
-    today = seen.filter(pl.col("event_time").is_between(start, end, "left"))
-    if len(today) == 0:
-        return _silent(pl.DataFrame({"entity": [EVERYONE], "start": [start], "end": [end]}))
+    everyone = seen["entity"].unique().to_list()
+    gaps = pl.concat([_source_gaps(seen, dataset, start, end), _own_gaps(seen, dataset, start, end)])
+    pieces = [piece for gap in gaps.iter_rows() for piece in _pieces(*gap, calendar, everyone)]
+    silent = pl.DataFrame(pieces, schema=stretches_schema() | {"reason": pl.String}, orient="row")
+    return _silent(silent.filter((pl.col("end") - pl.col("start") > _longest(dataset)) & (pl.col("end") > start)))
+
+
+def _longest(dataset: Dataset) -> timedelta:
+    """The longest silence that is none."""
+    return QUIET_DAY if dataset.cadence is None else dataset.cadence * dataset.window_length
+
+
+def _source_gaps(seen: pl.DataFrame, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
+    """When no entity sent anything: all of the day, or for longer than usual.
+
+    Transactions rest at night and on Sundays: usual is up to twice the longest rest of the days before.
+    """
+    today, before = (seen.filter(pl.col("event_time").is_between(*part, "left"))["event_time"].sort()
+                     for part in ((start, end), (_EVER, start)))  # fmt: skip
+    if today.is_empty():
+        row = {"entity": [EVERYONE], "start": [before.max() or start], "end": [end]}
+        return pl.DataFrame(row, schema=stretches_schema())
+    gaps = _gaps(seen.with_columns(pl.lit(EVERYONE).alias("entity")), start, end)
+    usual = _longest(dataset)
     if dataset.cadence is None:
-        return _silent(pl.DataFrame({"entity": [], "start": [], "end": []}))
-    known = seen.filter(pl.col("event_time") >= start - SILENCE).select(pl.col("entity").unique().sort())["entity"]
-    before = seen.filter(pl.col("event_time") < start)["entity"].unique()
-    ends = pl.DataFrame({"entity": known, "event_time": [end] * len(known)}, schema_overrides={"event_time": _MOMENT})
-    begins = pl.DataFrame(
-        {"entity": before, "event_time": [start] * len(before)}, schema_overrides={"event_time": _MOMENT}
+        rest = before.diff().max()
+        usual = max(usual, 2 * rest) if isinstance(rest, timedelta) else end - start
+    return gaps.filter(pl.col("end") - pl.col("start") > usual)
+
+
+def _own_gaps(seen: pl.DataFrame, dataset: Dataset, start: datetime, end: datetime) -> pl.DataFrame:
+    """When an entity of a sensor dataset sent nothing while others did."""
+    if dataset.cadence is None:
+        return pl.DataFrame(schema=stretches_schema())
+    longest, source = _longest(dataset), _source_gaps(seen, dataset, start, end)
+    if source["end"].to_list() == [end] and source["start"][0] <= start:
+        return source.clear()  # nobody sent anything
+    gaps = _gaps(seen, start, end).filter(pl.col("end") - pl.col("start") > longest)
+    shared = gaps.join(source.drop("entity"), how="cross", suffix="_all").filter(
+        (pl.col("start_all") - pl.col("start") <= longest) & (pl.col("end") - pl.col("end_all") <= longest)
     )
-    marks = pl.concat([begins, today.select("entity", "event_time"), ends]).sort("entity", "event_time")
-    gaps = marks.with_columns(pl.col("event_time").shift().over("entity").alias("start")).rename({"event_time": "end"})
-    longest = dataset.cadence * dataset.window_length
-    return _silent(gaps.filter(pl.col("end") - pl.col("start") > longest).select("entity", "start", "end"))
+    return gaps.join(shared, on=["entity", "start"], how="anti")
+
+
+def _gaps(seen: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
+    """The stretches between two readings of an entity, the last one before `start` and `end` among them."""
+    before = seen.filter(pl.col("event_time") < start).group_by("entity").agg(pl.col("event_time").max())
+    today = seen.filter(pl.col("event_time").is_between(start, end, "left")).select("entity", "event_time")
+    known = seen.filter(pl.col("event_time") >= start - SILENCE).select(pl.col("entity").unique())
+    ends = known.with_columns(pl.lit(end, dtype=_MOMENT).alias("event_time"))
+    marks = pl.concat([before, today, ends]).sort("entity", "event_time")
+    gaps = marks.select("entity", pl.col("event_time").shift().over("entity").alias("start"), end="event_time")
+    return gaps.drop_nulls("start")
+
+
+def _pieces(
+    entity: str, start: datetime, end: datetime, calendar: Sequence[Planned], everyone: Sequence[str]
+) -> Iterator[tuple[str, datetime, datetime, str | None]]:
+    """A gap without what the calendar suppresses, in pieces with the reason that the calendar gives."""
+    mine = [entry for entry in touching(calendar, start, end) if entry.concerns(entity, everyone)]
+    for left, right, held in cut(start, end, mine):
+        if held is None or not held.suppress:
+            yield entity, left, right, held.reason if held else None
 
 
 _MOMENT = pl.Datetime("us", "UTC")
+_EVER = datetime(1, 1, 1, tzinfo=UTC)
 
 
 def _silent(gaps: pl.DataFrame) -> pl.DataFrame:

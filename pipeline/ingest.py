@@ -55,7 +55,7 @@ def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -
 
 
 def _land_files(ws: Workspace) -> Ingested:
-    files = list_files(ws.dataset, ws.home)
+    files = _files(ws)
     known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
     new = [file for file in files if known.get(file.name) != file.digest]
     rows, days, refused = 0, set[date](), []
@@ -71,6 +71,17 @@ def _land_files(ws: Workspace) -> Ingested:
     if refused:
         raise GateRefusedError("\n".join(refused))
     return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)])
+
+
+def _files(ws: Workspace) -> list[SourceFile]:
+    """The source's files; none where a source that has delivered before has no file any more: it is silent."""
+    try:
+        return list_files(ws.dataset, ws.home)
+    except GateRefusedError as error:
+        if ws.lake.landed().is_empty():
+            raise
+        log.warning("%s", error)
+        return []
 
 
 def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile) -> set[date]:

@@ -10,13 +10,14 @@ from typing import Any
 import polars as pl
 
 from pipeline import metrics, tracking
+from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
-from pipeline.incidents import Found, entity_days, find_incidents
+from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest
 from pipeline.ingest import ingest
 from pipeline.promise import read_promise
 from pipeline.report import write_report
 from pipeline.score import Scored, context_days, night_digest, plan_shards, prepare, publish, read_scored, score_shard
-from pipeline.state import read_state, states
+from pipeline.state import State, read_state, states
 from pipeline.tables import MOMENT, key_schema, scores_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
@@ -51,12 +52,15 @@ class Night:
 def run_night(ws: Workspace, day: date, *, overwrite: bool = True) -> Night:
     """Ingest, validate, score, incidents, report of one day.
 
-    With `overwrite=False` a day that was done with this input and detector is left as it is. Raises what the steps
-    raise; the tables of the steps that were not reached keep what they held.
+    With `overwrite=False` a day that was done with this input and detector is left as it is, and one on which only the
+    calendar has changed is not scored again. Raises what the steps raise; the tables of the steps that were not reached
+    keep what they held.
     """
     ingest(ws, context_days(ws.dataset, day)[0], day)
     done = not overwrite and is_done(ws, day)
-    if not done:
+    if not done and not overwrite and _is_current(ws, read_state(ws, day, "score")):
+        find_incidents(ws, day)
+    elif not done:
         score_day(ws, day)
     page = ws.home.reports / ws.dataset.name / f"{day}.html"
     if not done or not page.exists():
@@ -107,12 +111,19 @@ def export_scores(ws: Workspace, start: datetime, end: datetime, target: Path) -
 
 
 def is_done(ws: Workspace, day: date) -> bool:
-    """Whether the day's incidents were made from today's input by today's champion.
+    """Whether the day's incidents were made from today's input by today's champion, under today's calendar.
 
     Or by one that differs from it in what nights have taught its thresholds: that is for the nights to come.
     """
     state = read_state(ws, day, "incidents")
-    if state is None or state.input_digest != night_digest(ws, day):
+    if state is None or state.config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
+        return False
+    return _is_current(ws, state)
+
+
+def _is_current(ws: Workspace, state: State | None) -> bool:
+    """Whether a step was done with today's input, by today's champion or one of the same scores."""
+    if state is None or state.input_digest != night_digest(ws, state.day):
         return False
     return state.detector_version in tracking.siblings(ws, tracking.champion(ws).label)[1]
 

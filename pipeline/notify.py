@@ -1,54 +1,84 @@
-"""The last step of the night: one log line always, and a message to whoever the dataset names, if there is an incident.
+"""The last step of the night: one log line always, and a message to whoever the dataset names, if there is news.
 
-Targets are Apprise URLs in environment variables. They hold secrets, so that no message, log line or error of ours
-shows one: a target is named by its variable.
+What was told is remembered, for each target, with the step `notify` of its day: a night that is run again says nothing
+twice, and an incident that goes on, or that late data has changed, is not told anew. It is remembered right after a
+target took it; a message is sent twice only where the process dies between the two.
 """
 
-import hashlib
 import logging
-import os
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import date
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from pipeline import words
+from pipeline.alerts import Target, complain, read_targets, send
 from pipeline.config import Dataset
-from pipeline.errors import ConfigError, NightsiftError
+from pipeline.errors import NightsiftError
 from pipeline.report import report_file
-from pipeline.state import State, read_state, write_state
-from pipeline.tables import incidents_schema
+from pipeline.state import State, read_state, state_of, states, write_state
+from pipeline.tables import incidents_schema, stretches_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.notify")
-TOP = 5
+STEP = "notify"
+TOP = 5  # incidents in a summary
 
 
 @dataclass(frozen=True, slots=True)
 class Notified:
-    """What was said of `day` (ISO), about how many incidents; how many targets took it, and the names of the others."""
+    """What was said of `day` (ISO): of how many incidents it has, and how many of them were news.
+
+    message: what was sent, empty where nothing was; sent: how many targets took it; failed: the names of the others
+    """
 
     day: str
     incidents: int
     message: str
     sent: int
     failed: list[str]
+    news: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """An Apprise URL, never shown, and the name under which it may be spoken of: its environment variable."""
+class News:
+    """What is to be told of a day.
 
-    name: str
-    url: str = field(repr=False)
+    incidents: those that are new, the others are `known`; planned: those that the calendar explains
+    summary: whether they are more than are told one by one; update: whether the day was told of before
+    """
+
+    incidents: pl.DataFrame
+    known: int = 0
+    planned: pl.DataFrame | None = None
+    summary: bool = False
+    update: bool = False
 
 
-def notify(ws: Workspace, day: date) -> Notified:
-    """Log the night in one line; tell every target of its incidents, where there are any and they were not told before.
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What was told of the days around, and how much of tonight's budget is used up.
+
+    told: for each target the stretches (entity, start, end, kind) that it has heard of
+    singly: incidents told one by one since midnight, `own` of this day; summary: whether a summary of an earlier day
+        went out since; update: whether anything was told of this day before
+    """
+
+    told: Mapping[str, pl.DataFrame]
+    singly: int = 0
+    own: int = 0
+    summary: bool = False
+    update: bool = False
+
+
+def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
+    """Log the night in one line; tell every target what it has not heard of its incidents.
+
+    At most `notify.most` incidents a night are told one by one, later looks at earlier days included; above, a summary
+    is sent instead: one for the latest night, and one for all earlier days together, after which those are silent.
 
     Raises `ConfigError` where a variable of `notify.urls_env` is not set, before anything is sent, and `NightsiftError`
     where the incidents were not looked for yet, or where a target failed, after all were tried.
@@ -59,82 +89,129 @@ def notify(ws: Workspace, day: date) -> Notified:
         )
     incidents = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
     log.info("%s", words.summary_line(ws.dataset, day, incidents))
+    tonight = ws.dataset.day_of(now or datetime.now(UTC))
+    failed, sent, message, news = [], 0, "", 0
     targets = list(read_targets(ws.dataset))
-    title, body = build_message(ws.dataset, day, incidents, report_file(ws, day))
-    digest = hashlib.blake2b(f"{title}\n{body}".encode(), digest_size=16).hexdigest()
-    telling = State(day, "notify", digest, ws.dataset.digest(), counts={"incidents": len(incidents)})
-    news = len(incidents) > 0 and not telling.same_work(read_state(ws, day, "notify"))
-    failed = [why for t in targets if (why := send(t, title, body))] if news else []
-    if failed:
-        raise NightsiftError(
-            f"{ws.dataset.name} {day}: {len(failed)} of {len(targets)} notifications failed: {'; '.join(failed)}. "
-            f"Mend the address in the variable or the service behind it, then run this step again"
-        )
-    if news and targets:
-        write_state(ws, telling)
-    return Notified(str(day), len(incidents), f"{title}\n{body}", len(targets) if news else 0, failed)
+    memory, late = _recall(ws, day, tonight), _is_late(ws, day)
+    for target in targets:
+        found = find_news(incidents, memory, target.name, ws.dataset.notify.most)
+        withheld = found.summary and late and memory.summary
+        if len(found.incidents) and not withheld:
+            title, body = build_message(ws.dataset, day, found, report_file(ws, day))
+            if why := send(target, title, body):
+                failed.append(why)
+                continue
+            sent, message, news = sent + 1, f"{title}\n{body}", max(news, len(found.incidents))
+        elif withheld:
+            log.info("%s %s: %d incidents stand in the report alone", ws.dataset.name, day, len(found.incidents))
+        _remember(ws, day, tonight, target, incidents, found, late=late, own=memory.own)
+    complain(f"{ws.dataset.name} {day}", failed, len(targets))
+    return Notified(str(day), len(incidents), message, sent, failed, news)
 
 
-def build_message(dataset: Dataset, day: date, incidents: pl.DataFrame, report: Path | None = None) -> tuple[str, str]:
+def find_news(incidents: pl.DataFrame, memory: Memory, target: str, most: int) -> News:
+    """What `target` has not heard of the `incidents`; pure."""
+    open_ones = incidents.filter(pl.col("reason").is_null())
+    heard = memory.told.get(target)
+    new = open_ones if heard is None else _unheard(open_ones, heard)
+    return News(
+        incidents=new,
+        known=len(open_ones) - len(new),
+        planned=incidents.filter(pl.col("reason").is_not_null()),
+        summary=memory.singly + len(new) > most,
+        update=memory.update and heard is not None,
+    )
+
+
+def _unheard(incidents: pl.DataFrame, heard: pl.DataFrame) -> pl.DataFrame:
+    """The incidents that overlap none that was told of their entity and kind."""
+    pairs = incidents.select("incident_id", "entity", "kind", "start", "end").join(heard, on=["entity", "kind"])
+    known = pairs.filter((pl.col("start") <= pl.col("end_right")) & (pl.col("end") >= pl.col("start_right")))
+    return incidents.join(known, on="incident_id", how="anti")
+
+
+def build_message(dataset: Dataset, day: date, news: News, report: Path | None = None) -> tuple[str, str]:
     """Title and body in plain text: the most severe incidents, one a line, then where the report is; pure."""
-    found = words.ranked(incidents)
-    lines = []
-    for incident in found.head(TOP).iter_rows(named=True):
-        line = f"- {words.incident_line(incident, dataset, day)}"
-        if incident["severity"] is not None:
-            line += f"; {incident['severity']:,.3g} × the threshold; {words.rarity(incident['p_value'])}"
-        lines.append(line)
-    if len(found) > TOP:
-        lines.append(f"and {len(found) - TOP:,} more")
+    found = words.ranked(news.incidents)
+    listed = found.head(TOP) if news.summary else found
+    lines = [f"- {_line(row, dataset, day)}" for row in listed.iter_rows(named=True)]
+    if len(found) > len(lines):
+        lines.append(words.budget_line(found.slice(len(lines)), dataset.notify.most))
     if not lines:
-        lines.append(words.summary_line(dataset, day, incidents))
+        lines.append(words.summary_line(dataset, day, news.incidents))
+    if news.known:
+        lines.append(f"Told before: {words.count(news.known, 'incident')}")
+    if news.planned is not None and len(news.planned):
+        lines.append(words.planned_line(news.planned))
     if report is not None:
         lines.append(f"Report: {report}")
-    return f"{dataset.name}: {words.count(len(found), 'incident')} on {day}", "\n".join(lines)
+    noun = ("more incident", "more incidents") if news.update else ("incident", "incidents")
+    return f"{dataset.name}: {words.count(len(found), *noun)} on {day}", "\n".join(lines)
 
 
-def read_targets(dataset: Dataset) -> Iterator[Target]:
-    """The URLs in the variables that the dataset names; a variable may hold several, separated by spaces or commas.
-
-    Raises `ConfigError` that names the variable, never what it holds, where one is not set.
-    """
-    from apprise.utils.parse import parse_urls
-
-    for name in dataset.notify.urls_env:
-        urls = parse_urls(os.environ.get(name, ""))
-        if not urls:
-            raise ConfigError(
-                f"{dataset.name}.yaml: notify.urls_env names {name}, but this environment variable is not set or holds "
-                f"no Apprise URL; set it, or take it out of the YAML"
-            )
-        yield from (
-            Target(name if len(urls) == 1 else f"{name} ({i} of {len(urls)})", url) for i, url in enumerate(urls, 1)
-        )
+def _line(incident: dict[str, Any], dataset: Dataset, day: date) -> str:
+    line = words.incident_line(incident, dataset, day)
+    if incident["severity"] is None:
+        return line
+    return f"{line}; {incident['severity']:,.3g} × the threshold; {words.rarity(incident['p_value'])}"
 
 
-def send(target: Target, title: str, body: str) -> str:
-    """Send one message; empty where the target took it, else its name and what went wrong, without its URL."""
-    import apprise
-
-    with _apart("apprise") as said, _apart("urllib3"):
-        sender = apprise.Apprise()
-        if not sender.add(target.url):
-            return f"{target.name}: not a URL that Apprise knows"
-        if sender.notify(body, title=title, body_format=apprise.NotifyFormat.TEXT):
-            return ""
-    status = re.search(r"error=(\d{3})", "\n".join(said))
-    return f"{target.name}: {f'the server answered {status[1]}' if status else 'it could not be reached, or refused'}"
+# --- what was told
 
 
-@contextmanager
-def _apart(name: str) -> Iterator[list[str]]:
-    """What the logger `name` says meanwhile, kept from every log: it may hold parts of a URL."""
-    logger, said = logging.getLogger(name), []
-    before = logger.handlers, logger.propagate
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign] # a handler of one line
-    logger.handlers, logger.propagate = [handler], False
-    try:
-        yield said
-    finally:
-        logger.handlers, logger.propagate = before
+def _is_late(ws: Workspace, day: date) -> bool:
+    """Whether a later day has been scored: then `day` is not the night that somebody waits for."""
+    latest = states(ws, "score")["day"].max()
+    return isinstance(latest, date) and latest > day
+
+
+def _recall(ws: Workspace, day: date, tonight: date) -> Memory:
+    """What was told of `day` and of the days beside it, and of any day in this night."""
+    records = [state_of(row) for row in states(ws, STEP).iter_rows(named=True)]
+    near = [state for state in records if abs(state.day - day) <= timedelta(days=1)]
+    names = {name for state in near for name in state.counts["told"]}
+    told = {name: _stretches([row for s in near for row in s.counts["told"].get(name, [])]) for name in names}
+    now = [state.counts for state in records if state.counts["on"] == str(tonight)]
+    return Memory(
+        told,
+        singly=sum(counts["singly"] for counts in now),
+        own=sum(s.counts["singly"] for s in near if s.day == day and s.counts["on"] == str(tonight)),
+        summary=any(counts["summary"] for counts in now),
+        update=any(state.day == day for state in near),
+    )
+
+
+def _stretches(rows: Sequence[Sequence[str]]) -> pl.DataFrame:
+    parsed = [(entity, *map(datetime.fromisoformat, moments), kind) for entity, *moments, kind in rows]
+    return pl.DataFrame(parsed, schema=stretches_schema() | {"kind": pl.String}, orient="row")
+
+
+def _remember(
+    ws: Workspace,
+    day: date,
+    tonight: date,
+    target: Target,
+    incidents: pl.DataFrame,
+    news: News,
+    *,
+    late: bool,
+    own: int,
+) -> None:
+    """Record that `target` knows of all that the day has now; nothing where that is known."""
+    before = read_state(ws, day, STEP)
+    counts = before.counts if before else {"on": str(tonight), "singly": 0, "summary": False, "told": {}}
+    open_ones = incidents.filter(pl.col("reason").is_null()).sort("entity", "start", "kind")
+    rows = [[e, s.isoformat(), t.isoformat(), k] for e, s, t, k in open_ones["entity", "start", "end", "kind"].rows()]
+    heard = counts["told"].get(target.name, [])
+    if not rows or all(row in heard for row in rows):
+        return
+    new = heard + [row for row in rows if row not in heard]
+    if counts["on"] != str(tonight):
+        counts = counts | {"on": str(tonight), "singly": 0, "summary": False}
+    singly = own + (0 if news.summary else len(news.incidents))
+    counts = counts | {
+        "singly": max(counts["singly"], singly),
+        "summary": counts["summary"] or (news.summary and late),
+        "told": counts["told"] | {target.name: new},
+    }
+    write_state(ws, State(day, STEP, "", "", counts=counts))

@@ -1,16 +1,17 @@
 """Promised against realised: what the threshold of a night allows, and how many incidents there were in fact."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 
 import polars as pl
 from scipy.stats import chi2
 
-from pipeline.config import Dataset
+from pipeline.calendar import Planned, read_calendar, touching, with_plan
 from pipeline.review import confirmed
 from pipeline.score import Scored, read_scored
 from pipeline.state import state_of, states
-from pipeline.tables import incidents_schema
+from pipeline.tables import incidents_schema, key_schema
 from pipeline.workspace import Workspace
 
 NIGHTS = 28  # up to and with the night itself
@@ -56,18 +57,19 @@ class Promise:
 def read_promise(ws: Workspace, day: date) -> Promise:
     """What the tables say of `day` and the 27 days before it; raises `NightsiftError` where `day` is not scored.
 
-    A night whose threshold promised something else does not count. Silences are no false alarms of a threshold.
+    A night whose threshold promised something else does not count. Silences are no false alarms of a threshold, and
+    what the calendar explains counts neither as incident nor as time.
     """
     tonight = read_scored(ws, day)
     first = day - timedelta(days=NIGHTS - 1)
     recorded = states(ws, "score").filter(pl.col("day").is_between(first, day))
     scored = [Scored(**state_of(row).counts) for row in recorded.iter_rows(named=True)]
     same = [night for night in scored if night.promised == tonight.promised]
-    incidents = ws.lake.scan("incidents", incidents_schema(), first, day).filter(pl.col("kind") != "silent").collect()
-    open_ones = unconfirmed(incidents, confirmed(ws))
-    return Promise(
-        tonight.promised, _tally([tonight], open_ones, ws.dataset), _tally(same, open_ones, ws.dataset)
-    )  # fmt: skip
+    unexplained = (pl.col("kind") != "silent") & pl.col("reason").is_null()
+    incidents = ws.lake.scan("incidents", incidents_schema(), first, day).filter(unexplained).collect()
+    open_ones, calendar = unconfirmed(incidents, confirmed(ws)), read_calendar(ws)
+    days = {night.day: _entity_days(ws, night, calendar) for night in (*same, tonight)}
+    return Promise(tonight.promised, _tally([tonight], open_ones, days), _tally(same, open_ones, days))
 
 
 def unconfirmed(incidents: pl.DataFrame, stretches: pl.DataFrame) -> pl.DataFrame:
@@ -77,14 +79,17 @@ def unconfirmed(incidents: pl.DataFrame, stretches: pl.DataFrame) -> pl.DataFram
     return incidents.join(real.select("incident_id").unique(), on="incident_id", how="anti")
 
 
-def _tally(nights: list[Scored], incidents: pl.DataFrame, dataset: Dataset) -> Tally:
+def _tally(nights: list[Scored], incidents: pl.DataFrame, entity_days: Mapping[str, float]) -> Tally:
     """An incident over several nights counts once."""
     inside = incidents.filter(pl.col("day").cast(pl.String).is_in([night.day for night in nights]))
-    return Tally(len(nights), inside["incident_id"].n_unique(), sum(_entity_days(night, dataset) for night in nights))
+    return Tally(len(nights), inside["incident_id"].n_unique(), sum(entity_days[night.day] for night in nights))
 
 
-def _entity_days(night: Scored, dataset: Dataset) -> float:
-    """As `pipeline.incidents.entity_days` counts them."""
-    if dataset.cadence is not None:
-        return night.steps * (dataset.cadence / timedelta(days=1))
-    return float(night.entities)
+def _entity_days(ws: Workspace, night: Scored, calendar: Sequence[Planned]) -> float:
+    """As `pipeline.incidents.entity_days` counts them, without the time that the calendar explains."""
+    day, steps, entities = date.fromisoformat(night.day), night.steps, night.entities
+    if mine := touching(calendar, *ws.dataset.day_bounds(day)):
+        scored = ws.lake.scan("scores", key_schema(ws.dataset), day, day).select("entity", "event_time").collect()
+        counted = with_plan(scored, mine).filter(pl.col("reason").is_null())
+        steps, entities = len(counted), counted["entity"].n_unique()
+    return float(entities) if ws.dataset.cadence is None else steps * (ws.dataset.cadence / timedelta(days=1))

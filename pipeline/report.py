@@ -114,6 +114,7 @@ class Entry:
     rank: int
     who: str
     when: str
+    expected: str
     length: str
     severity: str
     drivers: str
@@ -133,15 +134,15 @@ def render_report(facts: ReportFacts) -> str:
     found = words.ranked(facts.incidents)
     anomalies = found.filter(pl.col("kind") != "silent")
     silent = found.filter(pl.col("kind") == "silent")
-    entries = list(_entries(anomalies, facts))
+    entries, open_ones = list(_entries(anomalies, facts)), anomalies["reason"].null_count()
     page = _environment().get_template("report.html.jinja")
     return page.render(
         dataset=facts.dataset,
         day=facts.day,
         title=f"{facts.dataset.name} · {calendar.day_name[facts.day.weekday()]} {facts.day}",
         summary=words.summary_line(facts.dataset, facts.day, facts.incidents, facts.counts.steps),
-        trust=_trust(facts, len(anomalies)),
-        figures=_figures(facts, len(anomalies)),
+        trust=_trust(facts, open_ones),
+        figures=_figures(facts, open_ones),
         entries=entries,
         top=TOP_ROWS,
         cards=MOST_CARDS,
@@ -240,6 +241,7 @@ def _entry(rank: int, incident: Mapping[str, Any], facts: ReportFacts, rows: pl.
         rank=rank,
         who=words.who(incident),
         when=words.stretch(start, end, dataset.tz, day),
+        expected=words.clean_text(incident["reason"] or ""),
         length=words.duration(end - start) if end > start else "one moment",
         severity=f"{incident['severity']:,.3g} ×",
         drivers=words.drivers_in_words(incident) or words.NOTHING,
@@ -303,10 +305,11 @@ def _driver(driver: Mapping[str, Any], dataset: Dataset, peak: Mapping[str, Any]
     )
 
 
-def _silent(incident: Mapping[str, Any], facts: ReportFacts) -> tuple[str, str, str]:
-    """Who, when and how long nothing came."""
+def _silent(incident: Mapping[str, Any], facts: ReportFacts) -> tuple[str, str, str, str]:
+    """Who, when and how long nothing came, and why that was expected, where it was."""
     when = words.stretch(incident["start"], incident["end"], facts.dataset.tz, facts.day)
-    return words.who(incident), when, words.duration(incident["end"] - incident["start"])
+    length, reason = words.duration(incident["end"] - incident["start"]), incident["reason"] or ""
+    return words.who(incident), when, length, words.clean_text(reason)
 
 
 def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, facts: ReportFacts) -> Chart | None:

@@ -9,6 +9,7 @@ from pipeline.config import Dataset
 Schema = dict[str, Any]
 MOMENT = pl.Datetime("us", "UTC")
 DAY = {"day": pl.Date}
+EVERYONE = "(all)"  # the entity of an incident that concerns the whole source
 
 
 def key_schema(dataset: Dataset) -> Schema:
@@ -76,13 +77,22 @@ def drifts_schema() -> Schema:
 
 
 def incidents_schema() -> Schema:
-    """An incident; `drivers` are the features that drove it, the largest share first, as they stood at its peak."""
+    """An incident; `drivers` are the features that drove it, the largest share first, as they stood at its peak.
+
+    `reason` is why it was to be expected, where the calendar says so.
+    """
     driver = pl.Struct({"feature": pl.String, "share": pl.Float64, "observed": pl.Float64, "expected": pl.Float64})
     return DAY | {
         "incident_id": pl.String, "entity": pl.String, "start": MOMENT, "end": MOMENT, "peak_time": MOMENT,
         "peak_score": pl.Float64, "threshold": pl.Float64, "p_value": pl.Float64, "severity": pl.Float64,
         "steps": pl.Int64, "drivers": pl.List(driver), "kind": pl.String, "detector_version": pl.String,
+        "reason": pl.String,
     }  # fmt: skip
+
+
+def stretches_schema() -> Schema:
+    """A stretch of an entity's time, both ends included; in no table."""
+    return {"entity": pl.String, "start": MOMENT, "end": MOMENT}
 
 
 def verdicts_schema() -> Schema:

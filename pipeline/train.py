@@ -19,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from pipeline import figures, tracking
+from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import entity_days
@@ -139,7 +140,9 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     clean = snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
         _log_inputs(ws, start, end, clean)
-        learned = learn_members(ws.dataset, clean, start, _about(ws, start, end), confirmed(ws), dismissed(ws), say)
+        abnormal = pl.concat([confirmed(ws), planned_stretches(ws, clean["entity"].unique(), start, end)])
+        say(f"not learned from, confirmed or in the calendar: {within(clean, abnormal).sum():,} rows")
+        learned = learn_members(ws.dataset, clean, start, _about(ws, start, end), abnormal, dismissed(ws), say)
         trained = _register(ws, learned, say)
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
@@ -256,7 +259,8 @@ def learn(
 ) -> "Learned":
     """A detector from clean rows, with what its evaluation needs.
 
-    `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents: nothing is learned there.
+    `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents, and those of the calendar:
+    nothing is learned there.
     `spared` holds those that they dismissed: they raise the thresholds of their own entities.
     """
     from models.autoencoder import AutoencoderConfig, build_autoencoder, same_size
@@ -331,8 +335,9 @@ def labels_of(clean: pl.DataFrame) -> NDArray[np.float64]:
 def within(clean: pl.DataFrame, stretches: pl.DataFrame) -> NDArray[np.bool_]:
     """`(n,)` bool: the row lies in one of its entity's `stretches` (entity, start, end; both ends included)."""
     inside = np.zeros(len(clean), bool)
-    for entity, start, end in stretches.iter_rows():
-        hit = (pl.col("entity") == entity) & pl.col("event_time").is_between(start, end)
+    alike = stretches.group_by("start", "end", maintain_order=True).agg("entity")
+    for start, end, entities in alike.iter_rows():
+        hit = pl.col("entity").is_in(entities) & pl.col("event_time").is_between(start, end)
         inside |= clean.select(hit.alias("hit"))["hit"].to_numpy()
     return inside
 

@@ -6,12 +6,14 @@ Imported whenever Airflow reads a DAG file, so nothing heavy stands at the top.
 import os
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import (
     Asset,
     CronPartitionTimetable,
+    CronTriggerTimetable,
     ExceptionRetryPolicy,
     Param,
     PartitionedAtRuntime,
@@ -20,6 +22,7 @@ from airflow.sdk import (
 )
 from croniter import croniter
 
+from pipeline.alerts import keep_error, tell_failure
 from pipeline.config import Dataset, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 
@@ -56,8 +59,11 @@ def workspace(name: str) -> "Workspace":
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
     """The arguments that each DAG of a dataset has in common; a run may take `hours`, each task half of that.
 
-    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer.
+    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer. A
+    run that fails for good is told to the dataset's targets, once, by a callback of the DAG: only that is called in the
+    end, and also where a worker was killed or the run took too long.
     """
+    tell = partial(tell_failure, dataset.name, datasets_folder())
     return {
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
@@ -65,6 +71,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
         "start_date": datetime(2000, 1, 1, tzinfo=UTC),
         "catchup": False,
         "dagrun_timeout": timedelta(hours=hours),
+        "on_failure_callback": tell if dataset.notify.urls_env else None,
         "default_args": {
             "owner": dataset.owner,
             "retries": 2,
@@ -72,6 +79,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
             "retry_exponential_backoff": 2.0,
             "max_retry_delay": timedelta(minutes=10),
             "retry_policy": _MEND_FIRST,
+            "on_failure_callback": keep_error,
             "execution_timeout": timedelta(hours=hours) / 2,
         },
     }
@@ -80,7 +88,11 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
 _MEND_FIRST = ExceptionRetryPolicy(
     [
         RetryRule(
-            exception=["pipeline.errors.ConfigError", "pipeline.errors.GateRefusedError"],
+            exception=[
+                "pipeline.errors.ConfigError",
+                "pipeline.errors.GateRefusedError",
+                "pipeline.errors.DeadlineMissedError",
+            ],
             action=RetryAction.FAIL,
             reason="Trying again cannot help: the message says what to mend",
         )
@@ -110,6 +122,19 @@ def ingest_timetable(dataset: Dataset) -> CronPartitionTimetable | PartitionedAt
     if dataset.schedule is None:
         return PartitionedAtRuntime()
     return CronPartitionTimetable(dataset.schedule, timezone=dataset.zone, run_offset=-1, key_format="%Y-%m-%d")
+
+
+def watch_timetable(dataset: Dataset) -> CronTriggerTimetable:
+    """When it is looked whether the night is done: every day at the deadline, by the clock of the dataset's zone."""
+    assert dataset.deadline is not None
+    return CronTriggerTimetable(f"{dataset.deadline.minute} {dataset.deadline.hour} * * *", timezone=dataset.zone)
+
+
+def night_due(dataset: Dataset, moment: datetime) -> date | None:
+    """The night that the schedule's last run before `moment` is about; None where none was due for a day."""
+    local = moment.astimezone(dataset.tz)
+    last = croniter(dataset.schedule, local).get_prev(datetime)
+    return dataset.day_of(last) - timedelta(days=1) if local - last < timedelta(days=1) else None
 
 
 def day_param(title: str, description: str, default: str | None = None) -> Param:

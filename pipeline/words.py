@@ -3,15 +3,17 @@
 import math
 from collections.abc import Mapping
 from datetime import date, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import polars as pl
 
 from pipeline.config import Dataset, Feature, SequenceFeature, format_duration
-from pipeline.incidents import EVERYONE
-from pipeline.promise import Promise
-from pipeline.score import Scored
+from pipeline.tables import EVERYONE
+
+if TYPE_CHECKING:  # a message about a failure is written where nothing heavy is imported
+    from pipeline.promise import Promise
+    from pipeline.score import Scored
 
 NOTHING = "–"
 # Up to this long, a stretch of time is told to the second.
@@ -172,10 +174,10 @@ def in_words(dataset: Dataset, name: str, value: float | None) -> str:
 
 
 def ranked(incidents: pl.DataFrame) -> pl.DataFrame:
-    """Anomalies first, the most severe on top; then the silent ones by start."""
+    """Anomalies first, the most severe on top; then the silent ones by start; what the calendar explains comes last."""
     return incidents.sort(
-        pl.col("kind") == "silent", "severity", "start", "entity",
-        descending=[False, True, False, False], nulls_last=True,
+        pl.col("reason").is_not_null(), pl.col("kind") == "silent", "severity", "start", "entity",
+        descending=[False, False, True, False, False], nulls_last=True,
     )  # fmt: skip
 
 
@@ -193,30 +195,33 @@ def drivers_in_words(incident: Mapping[str, Any], most: int = 2) -> str:
 def incident_line(incident: Mapping[str, Any], dataset: Dataset, day: date) -> str:
     """One incident in one line: who, when, and what drove it or that nothing came."""
     when = stretch(incident["start"], incident["end"], dataset.tz, day)
+    expected = f" ({clean_text(incident['reason'])})" if incident["reason"] else ""
     if incident["kind"] == "silent":
-        return f"{who(incident)} sent nothing {when}"
+        return f"{who(incident)} sent nothing {when}{expected}"
     drivers = drivers_in_words(incident)
-    return f"{who(incident)} {when}" + (f", driven by {drivers}" if drivers else "")
+    return f"{who(incident)} {when}" + (f", driven by {drivers}" if drivers else "") + expected
 
 
 def summary_line(dataset: Dataset, day: date, incidents: pl.DataFrame, steps: int | None = None) -> str:
-    """The night in one sentence: how many incidents, the most severe one, and how many fell silent.
+    """The night in one sentence: how many incidents, the most severe one, how many fell silent, what was planned.
 
     `steps` is how many steps were scored, where that is known: a night without any is not called normal.
     """
-    found = ranked(incidents)
+    found = ranked(incidents.filter(pl.col("reason").is_null()))
+    planned = incidents.filter(pl.col("reason").is_not_null())
     anomalies = found.filter(pl.col("kind") != "silent")
     silent = found.filter(pl.col("kind") == "silent")
     place = f"on {day} in {dataset.name}"
-    quiet = _silence(silent, dataset, day)
+    quiet, expected = _silence(silent, dataset, day), f"; {planned_line(planned)}" if len(planned) else ""
+    rest = f"{quiet}{expected}."
     if not anomalies.is_empty():
         worst = incident_line(anomalies.row(0, named=True), dataset, day)
         most = "the most severe, " if len(anomalies) > 1 else ""
-        return f"{count(len(anomalies), 'incident')} {place}: {most}{worst}{quiet}."
+        return f"{count(len(anomalies), 'incident')} {place}: {most}{worst}{rest}"
     if steps == 0:
-        return f"Nothing was scored {place}: no valid step arrived, so this says nothing about what happened{quiet}."
-    scored = f": {count(steps, 'step')} scored, and none of them led to an incident" if steps else ""
-    return f"{'No anomaly' if quiet else 'Nothing abnormal'} {place}{scored}{quiet}."
+        return f"Nothing was scored {place}: no valid step arrived, so this says nothing about what happened{rest}"
+    scored = f": {count(steps, 'step')} scored, and none of them led to an incident" if steps and not expected else ""
+    return f"{'No anomaly' if quiet else 'Nothing abnormal'} {place}{scored}{rest}"
 
 
 def _silence(silent: pl.DataFrame, dataset: Dataset, day: date) -> str:
@@ -229,7 +234,7 @@ def _silence(silent: pl.DataFrame, dataset: Dataset, day: date) -> str:
     return f"; {listing(shown)} sent nothing for a while"
 
 
-def promise_line(promise: Promise) -> str:
+def promise_line(promise: "Promise") -> str:
     """Promised against realised in one sentence; empty where nothing was scored."""
     lately = promise.lately
     if promise.promised is None or lately.bounds is None:
@@ -259,7 +264,7 @@ def drift_line(drift: Mapping[str, Any], dataset: Dataset) -> str:
     )
 
 
-def unseen_line(scored: Scored) -> str:
+def unseen_line(scored: "Scored") -> str:
     """Which entities training did not know, in one sentence; empty where it knew them all."""
     if scored.unseen == 0:
         return ""
@@ -274,3 +279,52 @@ def short(value: float | None) -> str:
     if value is None or value == 0 or not math.isfinite(value):
         return number(value)
     return number(float(f"{value:.2g}")) if abs(value) < 100 else f"{value:,.0f}"
+
+
+def planned_line(planned: pl.DataFrame) -> str:
+    """How many incidents the calendar explains, and by what."""
+    reasons = sorted({clean_text(reason) for reason in planned["reason"]})
+    verb = "is" if len(planned) == 1 else "are"
+    return f"{count(len(planned), 'incident')} {verb} explained by the calendar ({listing(reasons)})"
+
+
+def budget_line(left_out: pl.DataFrame, most: int) -> str:
+    """What a summary does not tell one by one."""
+    entities = count(left_out["entity"].n_unique(), "entity", "entities")
+    return f"and {len(left_out):,} more of {entities}: above {most:,} in a night (notify.most), only the worst are told"
+
+
+def failure_message(
+    *, dataset: str, dag: str, run: str, task: str, reason: str, error: str, log: str
+) -> tuple[str, str]:
+    """Title and body of the message that a run has failed."""
+    late = reason == "timed_out"
+    what = f"The task {task} failed" if task else "It failed"
+    if late:
+        what = f"The run took too long and was ended{f'; the task {task} was not done' if task else ''}"
+    why = f": {error}" if error and not late else ""
+    lines = [what + why if why else f"{what}."]
+    if not error and not late:
+        lines.append("It left no error: its process was killed, ran out of memory, or its worker was lost.")
+    lines.append(f"Run: {run}")
+    if log:
+        lines.append(f"Log: {log}")
+    return f"{dataset}: {dag} failed", "\n".join(lines)
+
+
+MISSING = {
+    "landing": "nothing of the day has landed: the ingest did not run, or did not get that far",
+    "validate": "its data has landed, but was not validated",
+    "refused": "the data gate refused the day: ",
+    "score": "its data is valid, but was not scored",
+    "changed": "its data has changed since it was scored, and was not scored again",
+    "incidents": "it is scored, but its incidents were not looked for",
+    "report": "its incidents are found, but there is no report",
+}
+"""What a night lacks, by the step that is missing."""
+
+
+def deadline_message(dataset: Dataset, day: date, missing: str) -> tuple[str, str]:
+    """Title and body of the message that a night is not done by its deadline."""
+    by = f"{dataset.deadline:%H:%M} {dataset.zone}" if dataset.deadline else "now"
+    return f"{dataset.name}: {day} is not done by {by}", f"What is missing: {missing}"

@@ -26,6 +26,7 @@ def task_facts(task: Any) -> dict[str, Any]:
         "after": sorted(task.upstream_task_ids),
         "announces": [asset.name for asset in task.outlets],
         "trigger_rule": task.trigger_rule.value,
+        "tells": bool(task.on_failure_callback),
     }
 
 
@@ -42,6 +43,8 @@ def dag_facts(dag: Any) -> dict[str, Any]:
         "cron": getattr(dag.timetable, "expression", None),
         "zone": str(getattr(dag.timetable, "timezone", None)),
         "params": sorted(dag.params),
+        "start": dag.start_date and str(dag.start_date),
+        "tells": dag.has_on_failure_callback,
         "leaves": sorted(task.task_id for task in dag.leaves),
         "tasks": {task.task_id: task_facts(task) for task in dag.tasks},
     }

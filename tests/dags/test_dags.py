@@ -24,7 +24,8 @@ def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> di
     shutil.copytree(SHIPPED, folder)
     pumps = (folder / "pumps.yaml").read_text().replace("name: pumps", "name: fans", 1)
     zoned = pumps.replace("zone: UTC", "zone: Europe/Berlin", 1).replace("{false_al", "{adapt: true, false_al", 1)
-    (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\n')
+    told = "notify: {urls_env: [OPS]}\n"
+    (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\ndeadline: "06:00"\n{told}')
     (folder / "broken.yaml").write_text(pumps.replace("name: fans", "name: broken", 1).replace("entity:", "entty:", 1))
     return read_dags(folder)
 
@@ -106,6 +107,21 @@ def test_what_an_ingest_lands_is_what_a_night_waits_for(changed: dict[str, Any])
         assert ingest["tasks"]["ingest"]["announces"] == [f"{name}_landing"]
         assert (nightly["timetable"], nightly["asset"]) == ("PartitionedAssetTimetable", f"{name}_landing")
         assert nightly["tasks"]["incidents"]["announces"] == [f"{name}_incidents"]
+
+
+def test_a_deadline_has_a_dag_of_its_own_by_its_clock(changed: dict[str, Any]) -> None:
+    """It runs at the deadline in the dataset's zone, whether or not a night was started; without one there is none."""
+    watch = changed["dags"]["fans_watch"]
+    assert (watch["cron"], watch["zone"], watch["timetable"]) == ("0 6 * * *", "Europe/Berlin", "CronTriggerTimetable")
+    assert watch["start"] is None  # so that a new YAML is not held to a deadline that has passed
+    assert "pumps_watch" not in changed["dags"]
+
+
+def test_a_failed_run_is_told_where_somebody_is_named(changed: dict[str, Any]) -> None:
+    """Every DAG of the dataset calls back when a run has failed; every task leaves its error for it."""
+    for dag_id, dag in changed["dags"].items():
+        assert dag["tells"] is dag_id.startswith("fans_"), dag_id
+        assert all(task["tells"] for task in dag["tasks"].values()), dag_id
 
 
 def test_adapt_in_the_yaml_ends_the_night_with_it(changed: dict[str, Any]) -> None:

@@ -32,6 +32,24 @@ def test_a_night_goes_by_its_partition_not_by_when_it_got_to_run() -> None:
     assert wiring.night_of(dataset(), {}, facts) == date(2026, 3, 4)
 
 
+@pytest.mark.parametrize(
+    ("cron", "zone", "moment", "due"),
+    [
+        ("30 2 * * *", "UTC", "2026-03-05T06:00", date(2026, 3, 4)),
+        ("30 2 * * *", "Europe/Berlin", "2026-03-29T04:00", date(2026, 3, 28)),
+        ("0 22 * * *", "UTC", "2026-03-05T06:00", date(2026, 3, 3)),
+        ("30 2 * * 1-5", "UTC", "2026-03-07T06:00", None),
+        ("30 2 * * 1-5", "UTC", "2026-03-09T06:00", date(2026, 3, 8)),
+    ],
+)
+def test_the_night_that_is_due_is_that_of_the_last_scheduled_run(
+    cron: str, zone: str, moment: str, due: date | None
+) -> None:
+    """On a day without a run none is due; clocks that change make no difference."""
+    scheduled = dataset(zone).model_copy(update={"schedule": cron})
+    assert wiring.night_due(scheduled, datetime.fromisoformat(moment).replace(tzinfo=UTC)) == due
+
+
 def test_the_day_of_the_form_wins() -> None:
     """`day` chooses the night, whatever the clock and the partition say."""
     facts = run(partition_key="2026-03-04", run_after=datetime(2026, 3, 9, tzinfo=UTC))

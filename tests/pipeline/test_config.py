@@ -105,6 +105,11 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"schedule": "daily"}, "schedule 'daily' is not a cron expression of at most once a day"),
         ({"schedule": "0 * * * *"}, "schedule '0 [*] [*] [*] [*]' is not a cron expression of at most once a day"),
         ({"schedule": "61 2 * * *"}, "schedule '61 2 [*] [*] [*]' is not a cron expression of at most once a day"),
+        ({"deadline": "06:00"}, "deadline is the hour .* give schedule: too"),
+        ({"schedule": "0 2 * * *", "deadline": "six"}, "deadline: 'six' is not a time of day; write hours and minutes"),
+        ({"schedule": "0 2 * * *", "deadline": "24:00"}, "deadline: '24:00' is not a time of day"),
+        ({"notify": {"most": 0}}, "notify.most: .*greater than or equal to 1"),
+        ({"calendar": {"path": "plan.txt"}}, "calendar: cannot tell the format of 'plan.txt'; add format"),
         ({"training": {"calibration": 0.6, "holdout": 0.4}}, "must leave at least a tenth"),
         ({"threshold": {"false_alarms": 0}}, "threshold.false_alarms: .*greater than 0"),
         ({"threshold": {"false_alarms": 0.1, "score": 3}}, "threshold: give one of .*not false_alarms and score"),
@@ -268,6 +273,14 @@ def test_a_threshold_is_stated_in_one_way_by_default_as_a_budget() -> None:
         stated = dataset(threshold={name: value})
         assert stated.threshold.rule == (name, value)
         assert Dataset(**stated.model_dump(mode="json")).threshold == stated.threshold
+
+
+def test_a_deadline_is_a_time_of_the_clock_with_or_without_quotes() -> None:
+    """YAML reads 10:30 as 630 minutes; both survive writing."""
+    for text, shown in (('"06:00"', "06:00"), ("06:00", "06:00"), ("10:30", "10:30")):
+        found = dataset(schedule="0 2 * * *", deadline=yaml.safe_load(f"deadline: {text}")["deadline"])
+        assert f"{found.deadline:%H:%M}" == shown
+        assert Dataset(**found.model_dump(mode="json")).deadline == found.deadline
 
 
 def test_the_digest_changes_with_what_decides_the_tables_only() -> None:

@@ -406,6 +406,48 @@ def test_odd_entities_and_features_are_trained_on_and_scored(make_workspace):
     assert whole.select("entity", "kind", "steps").rows() == [("(all)", "silent", 0)]
 
 
+def test_a_source_that_delivers_nothing_is_an_incident_and_an_alert(fresh, monkeypatch, caplog):
+    """No file at all: the night goes to its end, with one incident of the whole source that is told, over two nights.
+
+    Where the calendar suppresses that, the incident goes, without scoring.
+    """
+    from pipeline.incidents import renew_incidents
+    from pipeline.notify import notify
+    from tests.pipeline.test_notify import Server
+
+    score_days(fresh, NIGHTS)
+    (fresh.home.root / "source").rename(fresh.home.root / "gone")
+    quiet = [NIGHTS[1] + timedelta(days=n) for n in (1, 2)]
+    text = fresh.dataset.file.read_text() + "notify: {urls_env: [OPS]}\n"
+    (fresh.home.root / "datasets").mkdir()
+    (fresh.home.root / "datasets" / "demo.yaml").write_text(text)
+    ws, server = open_workspace("demo", fresh.home.root, fresh.home.root / "datasets"), Server()
+    monkeypatch.setenv("OPS", server.url)
+    nights = [run_night(ws, day) for day in quiet]
+    sent = [notify(ws, day).sent for day in quiet]
+    server.stop()
+    assert [(night.steps, night.incidents, night.silent) for night in nights] == [(0, 1, 1), (0, 1, 1)]
+    assert "no source file matches" in caplog.text
+    whole = read_incidents(ws, *quiet)
+    last = ws.lake.scan("clean", {"event_time": pl.Datetime("us", "UTC")}).collect()["event_time"].max()
+    assert whole.select("entity", "kind", "start").rows() == [("(all)", "silent", last)]
+    assert sent == [1, 0]
+    assert "the whole source sent nothing" in server.received[0]["message"]
+    entry = f"{{start: {quiet[0]}, end: {quiet[1]}, reason: holidays, action: suppress}}"
+    ws.dataset.file.write_text(f"{text}calendar: {{entries: [{entry}]}}\n")
+    ws = open_workspace("demo", ws.home.root, ws.dataset.file.parent)
+    version = ws.lake.version("scores")
+    assert missing_days(ws, *quiet) == quiet
+    assert renew_incidents(ws) == quiet
+    assert len(read_incidents(ws, *quiet)) == 0
+    assert missing_days(ws, *quiet) == []
+    ws.dataset.file.write_text(text)
+    ws = open_workspace("demo", ws.home.root, ws.dataset.file.parent)
+    monkeypatch.setattr("pipeline.ingest.list_files", lambda *_: [])
+    assert [night.silent for night in backfill(ws, *quiet, overwrite=False)] == [1, 1]
+    assert ws.lake.version("scores") == version
+
+
 def test_a_feature_that_moved_slowly_is_a_drift_and_no_incident(trained):
     """The median of what is not anomalous against the training's, of known entities, of a window at least."""
     detector = load_detector(champion(trained).folder)
