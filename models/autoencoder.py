@@ -1,11 +1,12 @@
 """The autoencoder over windows: built from a config, trained to predict what it is not shown, saved as plain files."""
 
+import hashlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import keras
 import numpy as np
@@ -450,6 +451,7 @@ def fit(
     hide: float = 0.2,
     groups: int = 0,
     on_epoch: Callable[[int, dict[str, float]], None] | None = None,
+    checkpoints: "Checkpoints | None" = None,
 ) -> dict[str, list[float]]:
     """Train by masked prediction; return the losses by epoch, `{"loss": […], "val_loss": […]}`.
 
@@ -460,6 +462,10 @@ def fit(
     best weights are restored. The same seed gives the same weights on a CPU. `on_epoch(epoch, logs)` is called after
     every epoch, which counts from 0.
 
+    With `checkpoints` every epoch is kept, and a fit that was cut short goes on after the last one: `on_epoch` is
+    called for the epochs of old, and the weights in the end are those of a fit that was not disturbed. Only a fit of
+    the same network to the same windows by the same arguments goes on.
+
     Raises ValueError without windows, for shapes that do not fit together or to the model, and for an observed cell
     that is not finite.
     """
@@ -467,11 +473,12 @@ def fit(
         raise ValueError("There are no windows to train on: give fit at least one.")
     config = model.config
     training = _Batches(config, values, observed, mask, batch=batch, seed=seed, hide=hide, groups=groups, shuffle=True)
-    held_out = None
+    held_out, stopping = None, None
     callbacks = [keras.callbacks.LambdaCallback(on_epoch_end=on_epoch)] if on_epoch else []
     if validation is not None:
         held_out = _Batches(config, *validation, batch=batch, seed=seed + 1, hide=hide, groups=groups, shuffle=False)
-        callbacks.append(keras.callbacks.EarlyStopping(patience=max(3, epochs // 5), restore_best_weights=True))
+        stopping = keras.callbacks.EarlyStopping(patience=max(3, epochs // 5), restore_best_weights=True)
+        callbacks.append(stopping)
     keras.utils.set_random_seed(seed)
     rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, decay_steps=epochs * len(training), alpha=0.02)
     with devices.scope_of(model):
@@ -479,10 +486,111 @@ def fit(
         model.compile(_optimizer(model, rate), jit_compile=False)
         model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the first step twice
     model.divide(batch)
-    history = model.fit(
-        training, validation_data=held_out, epochs=epochs, callbacks=callbacks, verbose=0, shuffle=False
-    )
-    return {name: [float(loss) for loss in losses] for name, losses in history.history.items()}
+    progress = _Progress(training, stopping)
+    if checkpoints is not None:
+        arguments = (epochs, batch, seed, hide, groups)
+        progress.key = _fit_digest(model, arguments, (values, observed, mask, *(validation or ())))
+        progress.checkpoints = checkpoints
+        progress.take_up(model, on_epoch)
+    model.fit(
+        training, validation_data=held_out, epochs=epochs, callbacks=[*callbacks, progress], verbose=0, shuffle=False,
+        initial_epoch=epochs if progress.stopped else progress.epoch,
+    )  # fmt: skip
+    return progress.losses
+
+
+State = Mapping[str, NDArray[Any]]
+"""How far a fit has come, as arrays by name."""
+
+
+class Checkpoints(Protocol):
+    """Where `fit` keeps how far it has come."""
+
+    def load(self, key: str) -> State | None:
+        """Return what was last saved under the key; None where there is nothing, or nothing that can be read."""
+
+    def save(self, key: str, state: State) -> None:
+        """Keep the state under the key, in place of what was there, whole or not at all."""
+
+
+class _Progress(keras.callbacks.Callback):
+    """Keeps after every epoch what the rest of a fit depends on, and takes it up again.
+
+    That is the weights, the optimizer, what early stopping remembers, and how many epochs' order and hidden cells were
+    drawn; the network itself draws nothing.
+    """
+
+    def __init__(self, training: "_Batches", stopping: keras.callbacks.EarlyStopping | None) -> None:
+        super().__init__()
+        self.training, self.stopping = training, stopping
+        self.checkpoints: Checkpoints | None = None
+        self.key, self.epoch, self.stopped = "", 0, False
+        self.losses: dict[str, list[float]] = {}
+        self.remembered: State | None = None
+
+    def take_up(self, model: Autoencoder, on_epoch: Callable[[int, dict[str, float]], None] | None) -> None:
+        """Go on from what was kept, if anything was."""
+        state = self.checkpoints.load(self.key) if self.checkpoints else None
+        if state is None:
+            return
+        self.remembered = state
+        self.epoch, self.training.epoch = int(state["epoch"]), int(state["drawn"])
+        self.stopped = bool(state["stopped"])
+        self.losses = {name[5:]: losses.tolist() for name, losses in state.items() if name.startswith("loss_")}
+        model.set_weights(_listed(state, "weight"))
+        for variable, value in zip(model.optimizer.variables, _listed(state, "optimizer"), strict=True):
+            variable.assign(value)
+        for epoch in range(self.epoch):
+            if on_epoch:
+                on_epoch(epoch, {name: losses[epoch] for name, losses in self.losses.items()})
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        """Tell early stopping what it knew; it has just forgotten all."""
+        del logs
+        state, stopping = self.remembered, self.stopping
+        if state is None or stopping is None:
+            return
+        stopping.wait, stopping.best_epoch = int(state["wait"]), int(state["best_epoch"])
+        stopping.best, stopping.best_weights = float(state["best"]), _listed(state, "best_weight")
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Note the losses, and keep all that the next epoch depends on."""
+        for name, loss in (logs or {}).items():
+            self.losses.setdefault(name, []).append(float(loss))
+        if self.checkpoints is None:
+            return
+        state = {
+            "epoch": np.array(epoch + 1), "drawn": np.array(self.training.epoch),
+            "stopped": np.array(self.model.stop_training),
+            **{f"loss_{name}": np.array(losses) for name, losses in self.losses.items()},
+            **_named("weight", self.model.get_weights()),
+            **_named("optimizer", [np.asarray(variable) for variable in self.model.optimizer.variables]),
+        }  # fmt: skip
+        if self.stopping is not None:
+            kept = ("wait", "best", "best_epoch")
+            state |= {name: np.array(getattr(self.stopping, name)) for name in kept}
+            state |= _named("best_weight", self.stopping.best_weights)
+        self.checkpoints.save(self.key, state)
+
+
+def _named(name: str, arrays: list[Any]) -> dict[str, NDArray[Any]]:
+    return {f"{name}.{number}": np.asarray(array) for number, array in enumerate(arrays)}
+
+
+def _listed(state: State, name: str) -> list[NDArray[Any]]:
+    count = sum(key.startswith(f"{name}.") for key in state)
+    return [state[f"{name}.{number}"] for number in range(count)]
+
+
+def _fit_digest(model: Autoencoder, arguments: tuple[float, ...], windows: tuple[NDArray[Any], ...]) -> str:
+    """Return 32 hex digits of all that decides which weights a fit ends with."""
+    policy = keras.config.dtype_policy().name
+    facts = [asdict(model.config), arguments, PARTS, LEARNING_RATE, keras.version(), keras.backend.backend(), policy]
+    digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+    for array in (*model.get_weights(), *windows):
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 class SharedAdam(keras.optimizers.Adam):

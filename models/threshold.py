@@ -166,9 +166,11 @@ def calibrate(
     if rule.kind == "false_alarms":
         allowed = max(cautious(rule.amount * entity_days), LEAST)
         for share in MORE_SHARES:
+            if allowed < len(peaks):
+                break
             lower = float(np.quantile(score, 1 - share))
             more = cluster_peaks(score, run, time, lower, merge)
-            if allowed < len(peaks) or len(more) <= len(peaks):
+            if len(more) <= len(peaks):
                 break
             start, peaks = lower, more
         value = _level(peaks, allowed, start)

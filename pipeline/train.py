@@ -73,6 +73,7 @@ EVENT_TAIL = 0.01  # the share of the calibration's events that the tails of sig
 TOLERANCE = 0.25  # how much less of the injected anomalies a challenger may find than the champion
 LABEL = "_label"  # whether an event was anomalous, null where it is not known
 Progress = Callable[[str], None]
+Calibrate = Callable[[NDArray[np.float64], "Rule"], "Threshold"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,8 +412,9 @@ def set_threshold(
         for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later))
     )
     detector = _learn_to_judge(detector, dataset, steps, predicted, earlier, known)
-    detector, score = _cross_fitted(detector, halves, dataset, steps, predicted, targets)
-    threshold = _threshold(detector, dataset, steps, targets, score, Rule(*dataset.threshold.rule))
+    at, rule = _calibrator(detector, dataset, steps, targets), Rule(*dataset.threshold.rule)
+    detector, score = _cross_fitted(detector, halves, steps, predicted, rule, at)
+    threshold = at(score, rule)
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
         f"from {threshold.entity_days:,.1f} entity-days")  # fmt: skip
     if threshold.aimed > threshold.budget:
@@ -428,10 +430,10 @@ def set_threshold(
 def _cross_fitted(
     detector: "Detector",
     halves: Sequence[tuple["Detector", NDArray[np.bool_]]],
-    dataset: Dataset,
     steps: Steps,
     predicted: Predicted,
-    targets: NDArray[np.bool_],
+    rule: "Rule",
+    at: Calibrate,
 ) -> tuple["Detector", NDArray[np.float64]]:
     """The detector with its views balanced, and the scores `(n,)` of targets by the half that did not learn from them.
 
@@ -441,7 +443,7 @@ def _cross_fitted(
     from models.threshold import Rule
 
     def scores(alone: bool) -> NDArray[np.float64]:
-        out = np.full(len(targets), np.nan)
+        out = np.full(len(predicted.targets), np.nan)
         for half, scored in halves:
             views = tuple(view for view in half.views if view.alone is alone)
             out[scored] = weigh(replace(half, views=views), steps, predicted).score[scored]
@@ -451,32 +453,28 @@ def _cross_fitted(
     if not any(view.alone for view in detector.views):
         return detector, together
     alone = scores(alone=True)
-    kind, amount = dataset.threshold.rule
-    rule = Rule("p_value", UNSTATED) if kind == "score" else Rule(kind, amount)
-    level, own = (_threshold(detector, dataset, steps, targets, s, rule).value for s in (together, np.sqrt(alone)))
+    balance = Rule("p_value", UNSTATED) if rule.kind == "score" else rule
+    level, own = (at(score, balance).value for score in (together, np.sqrt(alone)))
     weight = level / max(own, 1.0) ** 2
     views = (replace(view, form=weight * view.form) if view.alone else view for view in detector.views)
     return replace(detector, views=tuple(views)), np.fmax(together, weight * alone)
 
 
-def _threshold(
-    detector: "Detector",
-    dataset: Dataset,
-    steps: Steps,
-    targets: NDArray[np.bool_],
-    score: NDArray[np.float64],
-    rule: "Rule",
-) -> "Threshold":
+def _calibrator(detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]) -> Calibrate:
+    """What makes a threshold of scores `(n,)` of the target steps, by a rule."""
     from models.threshold import TAIL_SHARE, calibrate
 
-    chosen = np.flatnonzero(targets)
-    return calibrate(
-        score[chosen], steps.entity[chosen], steps.time[chosen],
-        names=steps.names, rule=rule, merge=dataset.merge_within.total_seconds() * 1e6,
-        entity_days=covered(steps, targets, dataset),
-        # Where rates are high, normal events crowd together: no smooth tail goes on from there.
-        tail_share=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
-    )  # fmt: skip
+    chosen, days = np.flatnonzero(targets), covered(steps, targets, dataset)
+
+    def at(score: NDArray[np.float64], rule: "Rule") -> "Threshold":
+        return calibrate(
+            score[chosen], steps.entity[chosen], steps.time[chosen],
+            names=steps.names, rule=rule, merge=dataset.merge_within.total_seconds() * 1e6, entity_days=days,
+            # Where rates are high, normal events crowd together: no smooth tail goes on from there.
+            tail_share=EVENT_TAIL if detector.signals.odds else TAIL_SHARE,
+        )  # fmt: skip
+
+    return at
 
 
 def _spare(detector: "Detector", steps: Steps, normal: NDArray[np.bool_], say: Progress) -> "Detector":

@@ -17,6 +17,7 @@ from models.autoencoder import (
     LOSSES,
     AutoencoderConfig,
     _Batches,
+    _fit_digest,
     _hidden,
     build_autoencoder,
     expect,
@@ -170,6 +171,55 @@ def test_best_weights_are_restored_when_validation_stops_improving():
     expected = expect(network, -3 - values, observed, mask)
     best = masked_loss(-3 - values, expected, observed)
     np.testing.assert_allclose(best, min(history["val_loss"]), rtol=1e-4)
+
+
+class Kept(dict):
+    """Checkpoints in memory; the fit is cut short once `stop` epochs are kept."""
+
+    def __init__(self, stop=0):
+        super().__init__()
+        self.stop = stop
+
+    def load(self, key):
+        return self.get(key)
+
+    def save(self, key, state):
+        self[key] = {name: array.copy() for name, array in state.items()}
+        if state["epoch"] == self.stop:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("stop", "held_out"), [(2, False), ("last", True)])
+def test_a_fit_that_was_cut_short_goes_on_to_the_same_weights(stop, held_out):
+    """To the bit, and with the same losses, all of which are told; also where early stopping had ended it."""
+    data = waves(70, config=SMALL)
+    more = {
+        "validation": windows(20, seed=5, config=SMALL) if held_out else None,
+        "epochs": 8,
+        "batch": 32,
+        "groups": 2,
+    }
+    whole = build_autoencoder(SMALL, seed=1)
+    losses = fit(whole, *data, **more)
+    epochs = len(losses["loss"])
+    kept = Kept(epochs if stop == "last" else stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit(build_autoencoder(SMALL, seed=1), *data, **more, checkpoints=kept)
+    kept.stop, told, model = 0, [], build_autoencoder(SMALL, seed=1)
+    again = fit(model, *data, **more, checkpoints=kept, on_epoch=lambda epoch, logs: told.append((epoch, logs["loss"])))
+    assert again == losses
+    assert told == list(enumerate(losses["loss"]))
+    assert all((one == other).all() for one, other in zip(model.get_weights(), whole.get_weights(), strict=True))
+    assert len(kept) == 1
+
+
+def test_only_the_same_fit_goes_on():
+    """Other windows, weights to begin with, or arguments have a checkpoint of their own; the same have the same."""
+    data, other = waves(40, config=SMALL), waves(40, seed=1, config=SMALL)
+    asked = [((8, 32, 0), data, 1), ((8, 32, 0), other, 1), ((8, 32, 0), data, 2), ((8, 32, 3), data, 1)]
+    keys = [_fit_digest(build_autoencoder(SMALL, seed=seed), arguments, arrays) for arguments, arrays, seed in asked]
+    assert len(set(keys)) == len(asked)
+    assert _fit_digest(build_autoencoder(SMALL, seed=1), (8, 32, 0), data) == keys[0]
 
 
 @every_kind
