@@ -5,6 +5,7 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
+from pipeline.metrics import measured
 from pipeline.wiring import day_param, ingest_timetable, landing, nights_of, read_datasets, settings, workspace
 
 DOC = """\
@@ -19,6 +20,7 @@ Trigger it with `day` to choose the night; without, it is the day before the run
 
 
 @task
+@measured
 def ingest(
     dataset: str, params: dict[str, Any] | None = None, dag_run: Any = None, *, outlet_events: Any = None
 ) -> dict[str, Any]:

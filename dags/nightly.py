@@ -5,6 +5,7 @@ from typing import Any
 
 from airflow.sdk import DAG, PartitionedAssetTimetable, get_current_context, task
 
+from pipeline.metrics import measured
 from pipeline.wiring import GPU, day_param, found_incidents, landing, night_of, read_datasets, settings, workspace
 
 DOC = """\
@@ -23,6 +24,7 @@ Trigger it with `day` to score what is landed of a day; to land it first, trigge
 
 
 @task
+@measured
 def validate(dataset: str, params: dict[str, Any] | None = None, dag_run: Any = None) -> list[dict[str, Any]]:
     """Judge the day by the dataset's suite: rows go to `clean` or to `quarantine`, or the gate refuses the day.
 
@@ -37,6 +39,7 @@ def validate(dataset: str, params: dict[str, Any] | None = None, dag_run: Any = 
 
 
 @task(map_index_template="{{ label }}", **GPU)
+@measured
 def score(dataset: str, shard: dict[str, Any]) -> dict[str, Any]:
     """Score one shard of the entities with the champion; nothing is visible yet."""
     from pipeline.score import Shard, score_shard
@@ -46,6 +49,7 @@ def score(dataset: str, shard: dict[str, Any]) -> dict[str, Any]:
 
 
 @task
+@measured
 def incidents(dataset: str, shards: list[dict[str, Any]], *, outlet_events: Any = None) -> dict[str, Any]:
     """Publish the day's scores in one commit, then merge its anomalous steps into incidents."""
     from datetime import date
@@ -61,6 +65,7 @@ def incidents(dataset: str, shards: list[dict[str, Any]], *, outlet_events: Any 
 
 
 @task
+@measured
 def report(dataset: str, day: str) -> str:
     """Write the day's report for a person to open and log the night to MLflow; returns where the report is."""
     from datetime import date
@@ -71,6 +76,7 @@ def report(dataset: str, day: str) -> str:
 
 
 @task
+@measured
 def notify(dataset: str, day: str) -> dict[str, Any]:
     """Tell those whom the YAML names."""
     from datetime import date
@@ -81,6 +87,7 @@ def notify(dataset: str, day: str) -> dict[str, Any]:
 
 
 @task
+@measured
 def adapt(dataset: str) -> dict[str, Any]:
     """Adapt the entities' thresholds to the latest nights: a new version of the detector, where they change by 5 %."""
     from pipeline.adapt import adapt
