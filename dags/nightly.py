@@ -64,7 +64,7 @@ def incidents(dataset: str, shards: list[dict[str, Any]], *, outlet_events: Any 
     return asdict(found)
 
 
-@task
+@task(max_active_tis_per_dag=1)  # two runs of one night would log it twice: MLflow can only be asked before
 @measured
 def report(dataset: str, day: str) -> str:
     """Write the day's report for a person to open and log the night to MLflow; returns where the report is."""
@@ -75,7 +75,7 @@ def report(dataset: str, day: str) -> str:
     return str(report_night(workspace(dataset), date.fromisoformat(day)))
 
 
-@task
+@task(max_active_tis_per_dag=1)  # what one run of a night told, another of the same night must see
 @measured
 def notify(dataset: str, day: str) -> dict[str, Any]:
     """Tell those whom the YAML names."""

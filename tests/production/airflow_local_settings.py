@@ -7,7 +7,7 @@ from typing import Any
 
 def task_policy(task: Any) -> None:
     """Airflow calls this with every task that it reads: the DAGs' retries as they are, but after seconds."""
-    task.retry_delay = timedelta(seconds=2)
+    task.retry_delay = timedelta(seconds=5)
 
 
 def worker() -> str:

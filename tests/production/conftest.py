@@ -91,6 +91,7 @@ def airflow(root: Path, messages: tuple[Messages, str]) -> Iterator[Cluster]:
             "alone", [str(root / "alone"), str(root / "datasets"), *LEARNED.values(), LAST],
             module="tests.production.single_process",
         )  # fmt: skip
+        started.wait_for("reading the DAGs", lambda: len(started.rest.dag_ids()) >= 4)
         yield started
 
 
