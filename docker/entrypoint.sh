@@ -31,7 +31,9 @@ case ${1:-} in
     mlflow db upgrade "$MLFLOW_BACKEND"
     python -m mlflow.server.auth db upgrade --url "$MLFLOW_AUTH_BACKEND"
     export MLFLOW_AUTH_CONFIG_PATH=$AIRFLOW_HOME/mlflow_auth.ini
-    exec mlflow server --app-name basic-auth --host 0.0.0.0 --port 5000 --workers 2 \
+    # A worker that is busy (starting takes half a minute of a busy core) is not to be killed for five seconds' silence.
+    exec mlflow server --uvicorn-opts "--timeout-worker-healthcheck 120" --workers 2 \
+      --app-name basic-auth --host 0.0.0.0 --port 5000 \
       --backend-store-uri "$MLFLOW_BACKEND" --serve-artifacts --artifacts-destination /var/lib/mlflow
     ;;
   airflow)
