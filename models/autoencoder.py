@@ -182,7 +182,8 @@ class Autoencoder(keras.Model):
     ) -> Any:
         """Return `masked_loss` of a batch: y true values, sample_weight the cells that count."""
         del x, training
-        return masked_loss(y, y_pred, sample_weight, self.config.loss, lambda count: devices.summed(self, count))
+        shares = devices.replicas(self)
+        return masked_loss(y, y_pred, sample_weight, self.config.loss, lambda count: devices.summed(count, shares))
 
 
 def build_autoencoder(config: AutoencoderConfig, seed: int = 0) -> Autoencoder:
@@ -596,17 +597,18 @@ def _fit_digest(model: Autoencoder, arguments: tuple[float, ...], windows: tuple
 class SharedAdam(keras.optimizers.Adam):
     """Adam that clips the norm of the whole batch's gradient, where Keras clips that of each device's share."""
 
-    model: Autoencoder
+    shares: int = 1
 
     def _clip_gradients(self, grads: list[Any]) -> list[Any]:
-        shares = devices.replicas(self.model)
-        whole = [devices.summed(self.model, grad) for grad in grads]
-        return [grad / shares for grad in super()._clip_gradients(whole)]  # the shares are added up again behind this
+        if self.shares == 1:
+            return super()._clip_gradients(grads)
+        clipped = super()._clip_gradients([devices.summed(grad, self.shares) for grad in grads])
+        return [grad / self.shares for grad in clipped]  # they are added up once more behind this
 
 
 def _optimizer(model: Autoencoder, rate: Any) -> keras.optimizers.Optimizer:
     adam = SharedAdam(rate, global_clipnorm=1.0)
-    adam.model = model
+    adam.shares = devices.replicas(model)
     return keras.optimizers.LossScaleOptimizer(adam) if model.config.precision == "mixed_float16" else adam
 
 

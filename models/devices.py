@@ -73,9 +73,9 @@ def replicas(model: keras.Model) -> int:
     return 1 if strategy is None else int(strategy.num_replicas_in_sync)
 
 
-def summed(model: keras.Model, value: Any) -> Any:
-    """The sum of `value` over the devices that share a batch, within a step of training or evaluation."""
-    if replicas(model) == 1:
+def summed(value: Any, shares: int) -> Any:
+    """The sum of `value` over the devices that share a batch, of which there are `shares`, within a step."""
+    if shares == 1:
         return value
     import tensorflow as tf
 
