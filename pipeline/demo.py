@@ -14,11 +14,11 @@ from rich.table import Table
 from pipeline.airflow_rest import Run, RunStatus
 from pipeline.config import Home
 from pipeline.errors import NightsiftError
-from pipeline.incidents import EVERYONE, entity_days, read_incidents
+from pipeline.incidents import entity_days, read_incidents
 from pipeline.local import LocalAirflow, local_airflow
 from pipeline.score import read_scored
 from pipeline.simulate import Disturbance, Planted, Simulated, simulate
-from pipeline.tables import quarantine_schema, scores_schema
+from pipeline.tables import EVERYONE, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace, open_workspace
 
 START = date(2026, 3, 2)

@@ -177,7 +177,7 @@ def silences(seen: pl.DataFrame, dataset: Dataset, day: date, calendar: Sequence
     start, end = dataset.day_bounds(day)
     everyone = seen["entity"].unique().to_list()
     gaps = pl.concat([_source_gaps(seen, dataset, start, end), _own_gaps(seen, dataset, start, end)])
-    pieces = [piece for gap in gaps.iter_rows() for piece in _pieces(*gap, calendar, everyone)]
+    pieces = [piece for who, a, b in gaps.iter_rows() for piece in _pieces(who, a, b, calendar, everyone)]
     silent = pl.DataFrame(pieces, schema=stretches_schema() | {"reason": pl.String}, orient="row")
     return _silent(silent.filter((pl.col("end") - pl.col("start") > _longest(dataset)) & (pl.col("end") > start)))
 

@@ -199,7 +199,9 @@ def _remember(
 ) -> None:
     """Record that `target` knows of all that the day has now; nothing where that is known."""
     before = read_state(ws, day, STEP)
-    counts = before.counts if before else {"on": str(tonight), "singly": 0, "summary": False, "told": {}}
+    counts: dict[str, Any] = (
+        before.counts if before else {"on": str(tonight), "singly": 0, "summary": False, "told": {}}
+    )
     open_ones = incidents.filter(pl.col("reason").is_null()).sort("entity", "start", "kind")
     rows = [[e, s.isoformat(), t.isoformat(), k] for e, s, t, k in open_ones["entity", "start", "end", "kind"].rows()]
     heard = counts["told"].get(target.name, [])
