@@ -243,12 +243,31 @@ class Model(Strict):
         return {str(group): [str(name) for name in names] for group, names in groups.items()}
 
 
+def five_fields(schedule: str | None) -> str | None:
+    """The cron expression as it is; raises `ValueError` where it has not five fields."""
+    if schedule is not None and len(schedule.split()) != 5:
+        raise ValueError(f'schedule {schedule!r} is not a cron expression of five fields, such as "30 2 * * *"')
+    return schedule
+
+
 class Training(Strict):
-    """How the history is divided in time: train, then calibration, then holdout."""
+    """When a detector is trained, who promotes it, and how its time is divided: train, calibration, holdout."""
 
     days: int = Field(28, ge=1, description="how many days before the training day the scheduled training learns from")
     calibration: float = Field(0.3, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
     holdout: float = Field(0.1, ge=0, lt=0.9, description="share of the time for the final evaluation")
+    schedule: str | None = Field(
+        None, description="cron expression of the training; on drift and on demand when left out"
+    )
+    promotion: Literal["auto", "human", "never"] = Field(
+        "auto", description="auto: a new detector that is no worse becomes the champion; human: a person is asked in "
+        "Airflow; never: it stays the challenger until nightsift promote",
+    )  # fmt: skip
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, schedule: str | None) -> str | None:
+        return five_fields(schedule)
 
     @model_validator(mode="after")
     def _some_left(self) -> Self:
@@ -346,10 +365,7 @@ class Dataset(Strict):
             raise ValueError(
                 f"zone {self.zone!r} is not known; use an IANA name such as UTC or Europe/Berlin"
             ) from error
-        if self.schedule is not None and len(self.schedule.split()) != 5:
-            raise ValueError(
-                f'schedule {self.schedule!r} is not a cron expression of five fields, such as "30 2 * * *"'
-            )
+        five_fields(self.schedule)
         if self.kind == "sensor" and self.cadence is None:
             raise ValueError("a sensor dataset needs cadence: the time between two readings, such as 1m")
         if self.kind == "sensor" and self.sequence_features:

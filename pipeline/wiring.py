@@ -9,7 +9,14 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import CronDataIntervalTimetable, ExceptionRetryPolicy, Param, RetryAction, RetryRule
+from airflow.sdk import (
+    CronDataIntervalTimetable,
+    CronTriggerTimetable,
+    ExceptionRetryPolicy,
+    Param,
+    RetryAction,
+    RetryRule,
+)
 
 from pipeline.config import Dataset, dataset_names, load_dataset
 from pipeline.errors import ConfigError
@@ -82,6 +89,12 @@ _MEND_FIRST = ExceptionRetryPolicy(
 def timetable(dataset: Dataset) -> CronDataIntervalTimetable | None:
     """When the nightly run starts, by the clock of the dataset's zone; None: on demand only."""
     return CronDataIntervalTimetable(dataset.schedule, timezone=dataset.zone) if dataset.schedule else None
+
+
+def training_timetable(dataset: Dataset) -> CronTriggerTimetable | None:
+    """When the detector is trained, by the clock of the dataset's zone; None: on demand, and on drift."""
+    cron = dataset.training.schedule
+    return CronTriggerTimetable(cron, timezone=dataset.zone) if cron else None
 
 
 def day_param(title: str, description: str, default: str | None = None) -> Param:

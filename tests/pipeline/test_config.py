@@ -103,6 +103,8 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"source": {"sql": "SELECT 1"}}, "sql needs connection_env"),
         ({"source": {"path": "x.dat"}}, "cannot tell the format of 'x.dat'; add format"),
         ({"schedule": "daily"}, "schedule 'daily' is not a cron expression of five fields"),
+        ({"training": {"schedule": "weekly"}}, "training.schedule: schedule 'weekly' is not a cron expression of five"),
+        ({"training": {"promotion": "yes"}}, "training.promotion: Input should be 'auto', 'human' or 'never'"),
         ({"training": {"calibration": 0.6, "holdout": 0.4}}, "must leave at least a tenth"),
         ({"threshold": {"false_alarms": 0}}, "threshold.false_alarms: .*greater than 0"),
         ({"threshold": {"false_alarms": 0.1, "score": 3}}, "threshold: give one of .*not false_alarms and score"),
