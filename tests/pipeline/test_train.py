@@ -26,16 +26,15 @@ from tests.conftest import SENSOR, START, deliver, sensor_day, tables
 
 HISTORY = 10
 FIRST = START.date() + timedelta(days=HISTORY)
-SMALL = SENSOR.replace("epochs: 4", "epochs: 30")
 
 
-def workspace(root: Path, text: str = SENSOR) -> Workspace:
-    """Ten days of four machines and one night with a fault."""
+def workspace(root: Path, text: str = SENSOR, days: int = HISTORY + 1) -> Workspace:
+    """So many days of four machines, of which the eleventh has a fault."""
     (root / "datasets").mkdir(parents=True)
     (root / "datasets" / "demo.yaml").write_text(text)
     (root / "var" / "source").mkdir(parents=True)
     ws = open_workspace("demo", root / "var", root / "datasets")
-    for day in range(HISTORY + 1):
+    for day in range(days):
         deliver(ws, sensor_day(day, fault=("m1", 60, 80) if day == HISTORY else None), f"day-{day:02}")
     return ws
 
@@ -84,29 +83,35 @@ def labels(ws: Workspace) -> dict[str, str]:
     return {str(version.version): version.tags["label"] for version in tracking.client(ws).search_model_versions()}
 
 
-@pytest.mark.parametrize(("scope", "files"), [("all", 1), ("{left: [m0, m1], right: [m2, m3]}", 2)])
-def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_detector(tmp_path, scope, files, monkeypatch):
-    """SIGKILL in the middle of a fit, of the first or of a later group; the digest of all weights is as undisturbed."""
+def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_detector(tmp_path, monkeypatch):
+    """SIGKILL in the middle of the fit of all, and then in that of a group; all weights are as undisturbed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    text = SMALL.replace("epochs: 30", f"epochs: 30, scope: {scope}")
-    undisturbed, killed = workspace(tmp_path / "one", text), workspace(tmp_path / "two", text)
-    whole = train(undisturbed, *history(undisturbed))
+    text = SENSOR.replace("epochs: 4", "epochs: 12, scope: {left: [m0, m1], right: [m2, m3]}")
+    undisturbed, killed = (workspace(tmp_path / name, text, days=4) for name in ("one", "two"))
+    until = START.date() + timedelta(days=4)
+    whole = train(undisturbed, history(undisturbed)[0], undisturbed.dataset.day_bounds(until)[0])
     kept = Path(killed.lake.root) / "demo" / "_staging" / "training"
-    with subprocess.Popen(command(killed), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        epochs = 0
-        for line in process.stderr or []:
-            epochs += "epoch " in line and len(list(kept.glob("*.parquet"))) == files
+    for fits in (1, 2):
+        kill_in_the_middle(command(killed, until), kept, fits)
+        assert len(list(kept.glob("*.parquet"))) == fits
+        assert labels(killed) == {}
+    again = subprocess.run(command(killed, until), capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("goes on after epoch") == 2
+    assert labels(killed) == {"1": whole.version}
+    assert not kept.exists()
+
+
+def kill_in_the_middle(line: list[str], kept: Path, fits: int) -> None:
+    """SIGKILL to a training in its third epoch or later with so many fits begun."""
+    epochs = 0
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        for said in process.stderr or []:
+            epochs += "epoch " in said and len(list(kept.glob("*.parquet"))) == fits
             if epochs == 3:
                 break
         os.killpg(process.pid, signal.SIGKILL)
     assert epochs == 3
-    assert len(list(kept.glob("*.parquet"))) == files
-    assert labels(killed) == {}
-    again = subprocess.run(command(killed), capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert "goes on after epoch" in again.stderr
-    assert labels(killed) == {"1": whole.version}
-    assert not kept.exists()
 
 
 def test_a_torn_checkpoint_is_ignored(tmp_path, make_workspace):
