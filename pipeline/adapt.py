@@ -171,6 +171,7 @@ def _register(ws: Workspace, detector: "Detector", trained: str, last: str) -> s
     """Log and register the adapted detector and make it the champion; its label."""
     import mlflow
 
+    from pipeline.promotion import promote
     from pipeline.train import weights_digest
 
     with tracking.run(ws, "train", f"{ws.dataset.name} adapted to {last}"), TemporaryDirectory() as scratch:
@@ -180,6 +181,6 @@ def _register(ws: Workspace, detector: "Detector", trained: str, last: str) -> s
         version = tracking.register(ws, folder, weights_digest(detector), {"data_window": window, "trained": trained})
         mlflow.log_dict(dict(detector.threshold.adapted), "adapted.json")
         mlflow.set_tags({"detector": version.label, "adapted_from": trained, "adapted_to": last})
-        tracking.promote(ws, version.number)
+        promote(ws, version.number)
     log.info("%s: detector %s, adapted to the nights up to %s", ws.dataset.name, version.label, last)
     return version.label

@@ -189,7 +189,9 @@ def validate(
 def train(
     name: Name, first: From, last: To, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False
 ) -> None:
-    """Train a detector on the time between --from and --to, register it, and promote it unless the champion is better.
+    """Train a detector on the time between --from and --to, register it, and promote it by the YAML's rule.
+
+    A training that was killed goes on where it was when the same command is given again.
 
     Example: nightsift train pumps --from 2024-01-01 --to 2024-01-31
     """
@@ -202,7 +204,8 @@ def train(
           f"{name}: detector {result.version}, {result.reason}",
           f"trained on {result.steps:,} steps of {result.entities:,} entities in {result.seconds:g} s",
           f"threshold {result.threshold:.4g} for {result.budget:g} false alarms per entity and day; "
-          f"on the holdout {result.realised:.3g}; injected anomalies found {result.injected_recall:.0%}")  # fmt: skip
+          f"on the holdout {result.realised:.3g}; injected anomalies found {result.injected_recall:.0%}",
+          "", result.table)  # fmt: skip
 
 
 @app.command()
@@ -354,6 +357,16 @@ def adapt(name: Name, home: HomeDir = None, datasets: Datasets = None, as_json: 
 
 
 @app.command()
+def drift(name: Name, day: Day, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
+    """Say whether the nights up to a day speak for training: scores, features, or what analysts dismissed."""
+    from pipeline.drift import find_drift
+
+    found = find_drift(_open(name, home, datasets), _day(day))
+    lines = [f"{name}: {reason}" for reason in found.reasons.values()]
+    _show(asdict(found), as_json, *(lines or [f"{name} {day}: nothing speaks for training"]))
+
+
+@app.command()
 def promote(
     name: Name,
     version: Annotated[str, typer.Argument(help="a version's number in the registry")],
@@ -361,20 +374,23 @@ def promote(
     datasets: Datasets = None,
     as_json: Json = False,
 ) -> None:
-    """Make a registered detector the champion."""
-    from pipeline.tracking import promote as run
+    """Make a registered detector the champion, once it was loaded back and has scored a piece of a day."""
+    from pipeline.promotion import promote as run
 
-    label = run(_open(name, home, datasets), version)
-    _show({"champion": label}, as_json, f"{name}: detector {label} is the champion")
+    moved = run(_open(name, home, datasets), version)
+    came = f", before it was {moved.before}" if moved.before else ""
+    _show({"champion": moved.after, "before": moved.before}, as_json,
+          f"{name}: detector {moved.after} is the champion{came}")  # fmt: skip
 
 
 @app.command()
 def rollback(name: Name, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
-    """Make the detector before the champion the champion again."""
-    from pipeline.tracking import rollback as run
+    """Make the detector before the champion the champion again; once more goes one step further back."""
+    from pipeline.promotion import rollback as run
 
-    label = run(_open(name, home, datasets))
-    _show({"champion": label}, as_json, f"{name}: detector {label} is the champion again")
+    moved = run(_open(name, home, datasets))
+    _show({"champion": moved.after, "before": moved.before}, as_json,
+          f"{name}: back from detector {moved.before} to {moved.after}, which is the champion again")  # fmt: skip
 
 
 @app.command()

@@ -67,10 +67,17 @@ def format_duration(value: timedelta) -> str:
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
 
 
-def _is_daily(schedule: str) -> bool:
-    """Whether a cron expression of five fields names one minute and one hour."""
-    fields = schedule.split()
-    return len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule)
+def check_schedule(schedule: str | None) -> str | None:
+    """The cron expression as it is; raises `ValueError` where it does not name one minute and one hour."""
+    fields = schedule.split() if schedule is not None else []
+    if schedule is None or (
+        len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule)
+    ):
+        return schedule
+    raise ValueError(
+        f"schedule {schedule!r} is not a cron expression of at most once a day; write a minute, an hour and which days, "
+        'such as "30 2 * * *"'
+    )
 
 
 def parse_when(value: object) -> date | datetime:
@@ -283,11 +290,23 @@ class Model(Strict):
 
 
 class Training(Strict):
-    """How the history is divided in time: train, then calibration, then holdout."""
+    """When a detector is trained, who promotes it, and how its time is divided: train, calibration, holdout."""
 
     days: int = Field(28, ge=1, description="how many days before the training day the scheduled training learns from")
     calibration: float = Field(0.3, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
     holdout: float = Field(0.1, ge=0, lt=0.9, description="share of the time for the final evaluation")
+    schedule: str | None = Field(
+        None, description="cron expression of the training; on drift and on demand when left out"
+    )
+    promotion: Literal["auto", "human", "never"] = Field(
+        "auto", description="auto: a new detector that is no worse becomes the champion; human: a person is asked in "
+        "Airflow; never: it stays the challenger until nightsift promote",
+    )  # fmt: skip
+
+    @field_validator("schedule")
+    @classmethod
+    def _cron(cls, schedule: str | None) -> str | None:
+        return check_schedule(schedule)
 
     @model_validator(mode="after")
     def _some_left(self) -> Self:
@@ -458,11 +477,7 @@ class Dataset(Strict):
             raise ValueError(
                 f"zone {self.zone!r} is not known; use an IANA name such as UTC or Europe/Berlin"
             ) from error
-        if self.schedule is not None and not _is_daily(self.schedule):
-            raise ValueError(
-                f"schedule {self.schedule!r} is not a cron expression of at most once a day; write a minute, an hour "
-                'and which days, such as "30 2 * * *"'
-            )
+        check_schedule(self.schedule)
         if self.kind == "sensor" and self.cadence is None:
             raise ValueError("a sensor dataset needs cadence: the time between two readings, such as 1m")
         if self.kind == "sensor" and self.sequence_features:

@@ -39,12 +39,11 @@ def dismissed(ws: Workspace) -> pl.DataFrame:
     return _judged(ws, "dismissed")
 
 
+def latest_verdicts(ws: Workspace) -> pl.DataFrame:
+    """The latest verdict on each incident that has one, with all that was recorded of it."""
+    rows = ws.lake.scan("verdicts", verdicts_schema()).sort("reviewed_at")
+    return rows.group_by("incident_id").agg(pl.all().last()).sort("incident_id").collect()
+
+
 def _judged(ws: Workspace, verdict: str) -> pl.DataFrame:
-    latest = (
-        ws.lake.scan("verdicts", verdicts_schema())
-        .sort("reviewed_at")
-        .group_by("incident_id")
-        .agg(pl.all().last())
-        .filter(pl.col("verdict") == verdict)
-    )
-    return latest.select("entity", "start", "end").sort("entity", "start").collect()
+    return latest_verdicts(ws).filter(verdict=verdict).select("entity", "start", "end").sort("entity", "start")

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightsift.tracking")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+FORMER = "former_champions"  # a tag of the registered model: the numbers of versions, the latest last
+REMEMBERED = 100  # of them
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 CODE = Path(__file__).parent
 # What a detector needs where it is loaded; named, so that MLflow does not import TensorFlow to find out.
 REQUIREMENTS = ["keras", "tensorflow", "numpy", "polars", "pandas", "pyarrow", "scipy", "pydantic", "pyyaml", "tzdata"]
@@ -148,7 +151,7 @@ def _experiment(ws: Workspace, api: "MlflowClient", name: str) -> str:
 
 
 def register(ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str]) -> Version:
-    """Log the detector in `folder` to the active run and register it as challenger."""
+    """Log the detector in `folder` to the active run and register it; it has no alias yet."""
     api = client(ws)
     import mlflow
 
@@ -164,37 +167,88 @@ def register(ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str]) 
     label = f"{number}-{digest[:8]}"
     for key, value in {**tags, "label": label}.items():
         api.set_model_version_tag(ws.dataset.name, number, key, value)
-    api.set_registered_model_alias(ws.dataset.name, CHALLENGER, number)
     return Version(number, label, folder)
 
 
-def promote(ws: Workspace, number: str) -> str:
-    """Make version `number` the champion; its label. The version before is remembered for `rollback`.
-
-    Raises `ConfigError` where there is no such version.
-    """
+def registered(ws: Workspace, number: str) -> Version:
+    """The version `number`, without a local copy; raises `ConfigError` where there is none, or only a part of one."""
     api = client(ws)
     from mlflow.exceptions import MlflowException
 
     try:
         version = api.get_model_version(ws.dataset.name, number)
     except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {error}") from error
         raise ConfigError(f"{ws.dataset.name} has no registered version {number!r}") from error
-    before = _aliased(ws, CHAMPION)
-    if before is not None and str(before.version) != number:
-        api.set_model_version_tag(ws.dataset.name, number, "before", str(before.version))
-    api.set_registered_model_alias(ws.dataset.name, CHAMPION, number)
-    return str(version.tags["label"])
+    if "label" not in version.tags:
+        raise ConfigError(f"version {number} of {ws.dataset.name} was never completely registered; train again")
+    return Version(number, version.tags["label"], detector_folder(ws, version.tags["label"]))
 
 
-def rollback(ws: Workspace) -> str:
-    """Make the version that was champion before the champion again; its label."""
-    now = _aliased(ws, CHAMPION)
-    if now is None or "before" not in now.tags:
-        raise NightsiftError(f"{ws.dataset.name} has no earlier champion to go back to")
+def challenge(ws: Workspace, version: Version) -> None:
+    """Make a registered version the challenger."""
+    client(ws).set_registered_model_alias(ws.dataset.name, CHALLENGER, version.number)
+
+
+def current(ws: Workspace) -> Version | None:
+    """The champion, without a local copy; None where there is none."""
+    found = _aliased(ws, CHAMPION)
+    if found is None:
+        return None
+    return Version(str(found.version), found.tags["label"], detector_folder(ws, found.tags["label"]))
+
+
+def crown(ws: Workspace, version: Version) -> None:
+    """Make a version the champion; the one before is remembered for the way back."""
+    api, now = client(ws), current(ws)
+    if now is not None and now.number != version.number:
+        _remember(ws, [*former(ws), now.number])  # first, so that a kill in between forgets nobody
+    api.set_registered_model_alias(ws.dataset.name, CHAMPION, version.number)
+
+
+def uncrown(ws: Workspace, version: Version) -> None:
+    """Make a former champion the champion again, and forget those that came after it."""
+    before = former(ws)
+    client(ws).set_registered_model_alias(ws.dataset.name, CHAMPION, version.number)
+    _remember(ws, before[: len(before) - before[::-1].index(version.number) - 1])
+
+
+def former(ws: Workspace) -> list[str]:
+    """The numbers of the champions before the present one, the latest last."""
     api = client(ws)
-    api.set_registered_model_alias(ws.dataset.name, CHAMPION, now.tags["before"])
-    return str(api.get_model_version(ws.dataset.name, now.tags["before"]).tags["label"])
+    from mlflow.exceptions import MlflowException
+
+    try:
+        told = api.get_registered_model(ws.dataset.name).tags.get(FORMER, "")
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {error}") from error
+        return []
+    now = current(ws)
+    numbers = told.split()
+    while numbers and now is not None and numbers[-1] == now.number:  # the alias was not, or just, moved
+        numbers.pop()
+    return numbers
+
+
+def _remember(ws: Workspace, numbers: list[str]) -> None:
+    client(ws).set_registered_model_tag(ws.dataset.name, FORMER, " ".join(numbers[-REMEMBERED:]))
+
+
+def newest_trained(ws: Workspace) -> Any | None:
+    """The registry's entry of the version that was trained last (not adapted); None where there is none."""
+    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
+    trained = [version for version in found if "label" in version.tags and "trained" not in version.tags]
+    return max(trained, key=lambda version: int(version.version), default=None)
+
+
+def log_decision(ws: Workspace, run: str, version: Version, tags: Mapping[str, str]) -> None:
+    """Tag a training's MLflow run, and the version that it registered, with what was decided, and by whom."""
+    api = client(ws)
+    for key, value in tags.items():
+        api.set_tag(run, key, value)
+        api.set_model_version_tag(ws.dataset.name, version.number, key, value)
 
 
 def champion(ws: Workspace) -> Version:
@@ -235,28 +289,39 @@ def _aliased(ws: Workspace, alias: str) -> Any | None:
         try:
             return api.get_model_version_by_alias(ws.dataset.name, alias)
         except MlflowException as error:
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            if error.error_code not in _MISSING:
                 raise
             return None
 
 
+def detector_folder(ws: Workspace, label: str) -> Path:
+    """Where the local copy of a detector stands."""
+    return ws.home.root / "detectors" / ws.dataset.name / label
+
+
 def _local_copy(ws: Workspace, number: str, label: str) -> Path:
     """The detector's folder under the state folder; fetched whole or not at all."""
-    target = ws.home.root / "detectors" / ws.dataset.name / label
+    target = detector_folder(ws, label)
     if not target.is_dir():
-        import mlflow
-
         target.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-            uri = f"models:/{ws.dataset.name}/{number}"
-            fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=scratch))
-            inner = min((path.parent for path in fetched.rglob("detector.json")), key=lambda path: len(path.parts))
+            fetched = fetch(ws, number, Path(scratch))
             try:
-                inner.rename(target)
+                fetched.rename(target)
             except OSError:  # another process fetched the same version meanwhile
                 if not target.is_dir():
                     raise
     return target
+
+
+def fetch(ws: Workspace, number: str, into: Path) -> Path:
+    """The folder of the detector that the registry holds as version `number`, copied under the folder `into`."""
+    client(ws)
+    import mlflow
+
+    uri = f"models:/{ws.dataset.name}/{number}"
+    fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
+    return min((path.parent for path in fetched.rglob("detector.json")), key=lambda path: len(path.parts))
 
 
 def log_figure(figure: "Figure", name: str) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -21,10 +22,11 @@ from numpy.typing import NDArray
 from pipeline import figures, tracking
 from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset
-from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.errors import GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.labels import known_labels, label_rates, with_label_rates
+from pipeline.lake import Lake
 from pipeline.review import confirmed, dismissed
 from pipeline.score import (
     Judged,
@@ -36,7 +38,6 @@ from pipeline.score import (
     event_signals,
     judge,
     lay,
-    load_detector,
     predict,
     scan_clean,
     smoothed_cells,
@@ -48,6 +49,7 @@ from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    from models.autoencoder import Checkpoints, State
     from models.detector import Detector, Scope
     from models.scores import Odds, Signals, View
     from models.threshold import Rule, Threshold
@@ -70,7 +72,7 @@ BASELINE = 4  # windows in which a sensor's slow baseline follows
 GROUPS = {"sensor": 2, "transaction": 1}
 INJECTED = 200  # stretches of the holdout that are made abnormal, one at a time
 EVENT_TAIL = 0.01  # the share of the calibration's events that the tails of signals are fitted to
-TOLERANCE = 0.25  # how much less of the injected anomalies a challenger may find than the champion
+CHECKPOINTS = "training"  # where they are staged
 LABEL = "_label"  # whether an event was anomalous, null where it is not known
 Progress = Callable[[str], None]
 Calibrate = Callable[[NDArray[np.float64], "Rule"], "Threshold"]
@@ -81,6 +83,8 @@ class Trained:
     """What training ended with.
 
     version: label of the registered detector; promoted: whether it is the champion now, and why, in `reason`
+    better: whether the rule would have it promoted; table: challenger and champion side by side, in Markdown
+    run: id of its MLflow run
     budget, realised: false incidents per entity and day, promised and seen on the holdout
     injected_recall: share of injected anomalies found on the holdout
     """
@@ -95,6 +99,42 @@ class Trained:
     realised: float
     injected_recall: float
     seconds: float
+    better: bool
+    table: str
+    run: str
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """The checkpoints of a dataset's trainings, in the lake, where each worker finds what another one began."""
+
+    lake: Lake
+    say: Progress = log.info
+
+    def load(self, key: str) -> "State | None":
+        """The state that was last saved under `key`; None where none was, or it cannot be read."""
+        try:
+            frame = self.lake.staged(f"{CHECKPOINTS}/{key}")
+            if frame is None:
+                return None
+            state = {name: np.load(BytesIO(data)) for name, data in frame.iter_rows()}
+        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+            log.warning("%s: a checkpoint cannot be read, training begins anew: %s", self.lake.dataset, error)
+            return None
+        self.say(f"goes on after epoch {state['epoch']}, where an earlier run was cut short")
+        return state
+
+    def save(self, key: str, state: "State") -> None:
+        """Keep `state` under `key`, whole or not at all."""
+        files = {name: BytesIO() for name in state}
+        for name, array in state.items():
+            np.save(files[name], array, allow_pickle=False)
+        data = {"name": list(files), "data": [file.getvalue() for file in files.values()]}
+        self.lake.stage(f"{CHECKPOINTS}/{key}", pl.DataFrame(data, schema={"name": pl.String, "data": pl.Binary}))
+
+    def clear(self) -> None:
+        """Remove them all, also those of trainings that nobody took up again."""
+        self.lake.unstage(CHECKPOINTS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,12 +159,14 @@ class Evaluation:
     realised: false incidents per entity and day
     recall: the share of injected anomalies found, by kind
     explained: of those found, the share in which the channel that was disturbed contributes most at the peak
+    hits: of each injected anomaly whether it was found
     """
 
     realised: float
     recall: Mapping[str, float]
     explained: float
     entity_days: float
+    hits: tuple[bool, ...] = ()
 
     @property
     def injected_recall(self) -> float:
@@ -132,19 +174,26 @@ class Evaluation:
         return float(np.mean(list(self.recall.values()))) if self.recall else float("nan")
 
 
-def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.info) -> Trained:
-    """Train on the event times from `start` to `end` (half-open, aware) and register the detector.
+def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.info, cause: str | None = None) -> Trained:
+    """Train on the event times from `start` to `end` (half-open, aware), register the detector, and decide on it.
 
-    Ingests and validates what is not there yet. Raises `GateRefusedError` where there is too little to learn from.
+    `cause` says in MLflow why it was trained.
+    Ingests and validates what is not there yet. A training that was killed goes on where it was when it is run again,
+    and ends with the same detector. Raises `GateRefusedError` where there is too little to learn from, and
+    `NightsiftError` where what was learned is broken.
     """
-    began = time.monotonic()
+    from pipeline.promotion import decide
+
+    began, checkpoints = time.monotonic(), Staged(ws.lake, say)
     clean = snapshot(ws, start, end, say)
     with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
-        _log_inputs(ws, start, end, clean)
+        _log_inputs(ws, start, end, clean, cause)
+        about, spared = _about(ws, start, end), dismissed(ws)
         abnormal = pl.concat([confirmed(ws), planned_stretches(ws, clean["entity"].unique(), start, end)])
         say(f"not learned from, confirmed or in the calendar: {within(clean, abnormal).sum():,} rows")
-        learned = learn_members(ws.dataset, clean, start, _about(ws, start, end), abnormal, dismissed(ws), say)
-        trained = _register(ws, learned, say)
+        learned = learn_members(ws.dataset, clean, start, about, abnormal, spared, say, checkpoints)
+        trained = decide(ws, _register(ws, learned, active.info.run_id), say)
+        checkpoints.clear()
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
 
@@ -211,9 +260,11 @@ def learn_members(
     abnormal: pl.DataFrame,
     spared: pl.DataFrame,
     say: Progress,
+    checkpoints: "Checkpoints | None" = None,
 ) -> "Learned":
     """What `learn` gives of all rows, its detector with members: one for each group that has enough to learn from."""
-    learned, scope = learn(dataset, clean, start, about, abnormal, spared, say), dataset.model.scope
+    learned = learn(dataset, clean, start, about, abnormal, spared, say, checkpoints)
+    scope = dataset.model.scope
     members = {}
     for group, entities in groups_of(learned.steps.names, scope).items():
         rows = clean.filter(pl.col("entity").is_in(entities))
@@ -224,7 +275,7 @@ def learn_members(
             continue
         try:
             with tracking.nested(group):
-                own = learn(dataset, rows, start, about, abnormal, spared, _said_of(group, say))
+                own = learn(dataset, rows, start, about, abnormal, spared, _said_of(group, say), checkpoints)
             members[group] = own.detector
         except GateRefusedError as error:
             say(f"{group}: no detector of its own: {error}")
@@ -257,12 +308,13 @@ def learn(
     abnormal: pl.DataFrame,
     spared: pl.DataFrame,
     say: Progress,
+    checkpoints: "Checkpoints | None" = None,
 ) -> "Learned":
     """A detector from clean rows, with what its evaluation needs.
 
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents, and those of the calendar:
-    nothing is learned there.
-    `spared` holds those that they dismissed: they raise the thresholds of their own entities.
+    nothing is learned there. `spared` holds those that they dismissed: they raise the thresholds of their own entities. With `checkpoints` a fit
+    that was cut short goes on.
     """
     from models.autoencoder import AutoencoderConfig, build_autoencoder, same_size
     from models.detector import Detector
@@ -280,6 +332,8 @@ def learn(
     steps = build_steps(clean, dataset, encodings)
     part, known = part[steps.first], known[steps.first]
     fitted = part == FIT
+    taught = steps.time[np.isin(part, (FIT, STOP, CALIBRATION, KNOWN))]
+    about = {**about, "learned_to": _moment(taught.max(initial=0)).isoformat()}
     scaler = RobustScaler.learn(steps.values[fitted], steps.observed[fitted], steps.entity[fitted], steps.names)
     model = dataset.model
     config = AutoencoderConfig(
@@ -306,7 +360,7 @@ def learn(
         groups=min(GROUPS[dataset.kind], len(dataset.channels) - 1),
         threshold=Threshold.blank(),
     )
-    _fit(detector, dataset, steps, part, say)
+    _fit(detector, dataset, steps, part, say, checkpoints)
     detector, calibrated = set_threshold(detector, dataset, steps, part, known, say)
     if dataset.threshold.score is None:
         detector = _spare(detector, steps, normal[steps.first], say)
@@ -326,6 +380,10 @@ def split(clean: pl.DataFrame, start: datetime, dataset: Dataset) -> NDArray[np.
     return np.where(share.is_null(), BEFORE, np.searchsorted(edges, share.fill_null(0), "right"))
 
 
+def _moment(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(microseconds))
+
+
 def labels_of(clean: pl.DataFrame) -> NDArray[np.float64]:
     """`(n,)` float64: 1 for a row that a known label calls anomalous, 0 for one that it calls normal, else NaN."""
     if LABEL not in clean.columns:
@@ -343,7 +401,14 @@ def within(clean: pl.DataFrame, stretches: pl.DataFrame) -> NDArray[np.bool_]:
     return inside
 
 
-def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], say: Progress) -> None:
+def _fit(
+    detector: "Detector",
+    dataset: Dataset,
+    steps: Steps,
+    part: NDArray[np.int64],
+    say: Progress,
+    checkpoints: "Checkpoints | None",
+) -> None:
     """Fit the network in place, with early stopping on the part of time that follows."""
     import mlflow
 
@@ -365,7 +430,7 @@ def _fit(detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.
     history = fit(
         detector.model, values, observed, mask, validation=validation, epochs=dataset.model.epochs,
         batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,
-        on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say),
+        on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say), checkpoints=checkpoints,
     )  # fmt: skip
     tracking.log_figure(figures.learning_curve(history), "learning_curve")
 
@@ -412,7 +477,7 @@ def set_threshold(
         for learned, scored in ((later, targets & ~later), (predicted.targets & ~later, targets & later))
     )
     detector = _learn_to_judge(detector, dataset, steps, predicted, earlier, known)
-    at, rule = _calibrator(detector, dataset, steps, targets), Rule(*dataset.threshold.rule)
+    at, rule = calibrator(detector, dataset, steps, targets), Rule(*dataset.threshold.rule)
     detector, score = _cross_fitted(detector, halves, steps, predicted, rule, at)
     threshold = at(score, rule)
     say(f"threshold {threshold.value:.3f} for {threshold.budget:g} false alarms per entity and day, "
@@ -460,7 +525,7 @@ def _cross_fitted(
     return replace(detector, views=tuple(views)), np.fmax(together, weight * alone)
 
 
-def _calibrator(detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]) -> Calibrate:
+def calibrator(detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]) -> Calibrate:
     """What makes a threshold of scores `(n,)` of the target steps, by a rule."""
     from models.threshold import TAIL_SHARE, calibrate
 
@@ -608,24 +673,35 @@ def covered(steps: Steps, targets: NDArray[np.bool_], dataset: Dataset) -> float
 
 
 def evaluate(
-    detector: "Detector", dataset: Dataset, clean: pl.DataFrame, steps: Steps, part: NDArray[np.int64]
+    detector: "Detector",
+    dataset: Dataset,
+    clean: pl.DataFrame,
+    steps: Steps,
+    part: NDArray[np.int64],
+    scale: NDArray[np.float64] | None = None,
 ) -> tuple[Evaluation, Judged]:
-    """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results, `relative`."""
-    from models.threshold import cluster_peaks
+    """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results, `relative`.
 
+    `scale` `(channels,)` is that of what is injected into a sensor's channels; by default the detector's own.
+    """
     targets = part == HOLDOUT
     judged = relative(detector, steps, targets)
-    merge = dataset.merge_within.total_seconds() * 1e6
     days = covered(steps, targets, dataset)
-    chosen = np.flatnonzero(targets & np.isfinite(judged.score))
-    alarms = cluster_peaks(
-        judged.score[chosen], steps.entity[chosen], steps.time[chosen], detector.threshold.value, merge
-    )
+    alarms = count_alarms(judged.score, detector.threshold.value, steps, dataset)
     if dataset.kind == "sensor":
-        found = _find_injected(detector, dataset, steps, targets)
+        scale = detector.scaler.scale[0] if scale is None else scale
+        recall, explained, hits = _find_injected(detector, dataset, steps, targets, scale)
     else:
-        found = _find_injected_events(detector, dataset, clean, targets)
-    return Evaluation(len(alarms) / days, *found, days), judged
+        recall, explained, hits = _find_injected_events(detector, dataset, clean, targets)
+    return Evaluation(alarms / days, recall, explained, days, hits), judged
+
+
+def count_alarms(score: NDArray[np.float64], threshold: float, steps: Steps, dataset: Dataset) -> int:
+    """How many incidents a threshold makes of the scores `(n,)` of the steps, NaN where a step does not count."""
+    from models.threshold import cluster_peaks
+
+    chosen, merge = np.flatnonzero(np.isfinite(score)), dataset.merge_within.total_seconds() * 1e6
+    return len(cluster_peaks(score[chosen], steps.entity[chosen], steps.time[chosen], threshold, merge))
 
 
 def relative(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
@@ -663,6 +739,7 @@ def together(evaluations: Collection[Evaluation]) -> Evaluation:
         recall={kind: _mean([one.recall.get(kind, np.nan) for one in evaluations]) for kind in kinds},
         explained=_mean([one.explained for one in evaluations]),
         entity_days=days,
+        hits=tuple(hit for one in evaluations for hit in one.hits),
     )
 
 
@@ -672,10 +749,14 @@ def _mean(shares: list[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
+Told = tuple[dict[str, float], float, tuple[bool, ...]]
+"""What `Evaluation` holds as recall, explained and hits."""
+
+
 def _find_injected(
-    detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_]
-) -> tuple[dict[str, float], float]:
-    """What `Evaluation` holds as recall and explained; the kinds of injection take turns over the stretches."""
+    detector: "Detector", dataset: Dataset, steps: Steps, targets: NDArray[np.bool_], scale: NDArray[np.float64]
+) -> Told:
+    """What is found of the anomalies injected into stretches; their kinds take turns."""
     from models.injections import AMONG_OTHERS, INJECTIONS
 
     rng = np.random.default_rng(dataset.model.seed)
@@ -684,7 +765,7 @@ def _find_injected(
     values = np.where(steps.observed, steps.values, np.float32(np.nan))
     for n, stretch in enumerate(stretches):
         inject = INJECTIONS[kinds[n % len(kinds)]]
-        values[stretch] = inject(values[stretch].astype(np.float64), detector.scaler.scale[0], rng)
+        values[stretch] = inject(values[stretch].astype(np.float64), scale, rng)
     observed = np.isfinite(values)
     disturbed = replace(steps, values=np.where(observed, values, 0).astype(np.float32), observed=observed)
     judged = relative(detector, disturbed, targets)
@@ -695,7 +776,7 @@ def _find_injected(
 
 def _find_injected_events(
     detector: "Detector", dataset: Dataset, clean: pl.DataFrame, targets: NDArray[np.bool_]
-) -> tuple[dict[str, float], float]:
+) -> Told:
     """The same for transactions: one event of a card is disturbed, and what follows from its history with it."""
     from models.injections import EVENT_INJECTIONS
 
@@ -710,7 +791,7 @@ def _find_injected_events(
         event = EVENT_INJECTIONS[names[n % len(names)]](clean[row], amount, category, rng)
         made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("row")))
     if not made:
-        return {}, float("nan")
+        return {}, float("nan"), ()
     injected = pl.concat(made)
     kept = clean.with_row_index("row").join(injected.select("row"), on="row", how="anti").drop("row")
     disturbed = pl.concat([kept, injected.select(kept.columns)])
@@ -742,19 +823,19 @@ def _tell_found(
     stretches: list[NDArray[np.int64]],
     kinds: list[str],
     drivers: list[set[int]],
-) -> tuple[dict[str, float], float]:
+) -> Told:
     """The share of the disturbed stretches that is found, by kind, as the kinds take turns.
 
     And of those found the share in which one of the stretch's `drivers` (numbers of channels) contributes most.
     """
-    hit = [np.nanmax(judged.score[stretch], initial=0) > threshold for stretch in stretches]
+    hit = [bool(np.nanmax(judged.score[stretch], initial=0) > threshold) for stretch in stretches]
     right = [
         _first_driver(judged, stretch) in channels
         for stretch, channels, found in zip(stretches, drivers, hit, strict=True)
         if found
     ]
     recall = {kind: float(np.mean(hit[n :: len(kinds)])) for n, kind in enumerate(kinds) if hit[n :: len(kinds)]}
-    return recall, float(np.mean(right)) if right else float("nan")
+    return recall, float(np.mean(right)) if right else float("nan"), tuple(hit)
 
 
 def _first_driver(judged: Judged, stretch: NDArray[np.int64]) -> int:
@@ -785,7 +866,7 @@ def _about(ws: Workspace, start: datetime, end: datetime) -> dict[str, Any]:
     }
 
 
-def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFrame) -> None:
+def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFrame, cause: str | None) -> None:
     import mlflow
 
     dataset = ws.dataset
@@ -801,11 +882,15 @@ def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFra
         f"delta_version.{table}": str(ws.lake.version(table)) for table in ("landing", "clean", "quarantine", "labels")
     }
     mlflow.set_tags({**versions, "data_window": f"{start.isoformat()} to {end.isoformat()}"})
+    if cause:
+        mlflow.set_tag("cause", cause)
 
 
-def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
-    """Evaluate the detector, log and register it, and promote it unless the champion is better."""
+def _register(ws: Workspace, learned: Learned, run: str) -> Trained:
+    """Evaluate the detector, log it to the MLflow run `run`, register it, and compare it with the champion."""
     import mlflow
+
+    from pipeline.promotion import compare
 
     detector, steps, part = learned.detector, learned.steps, learned.part
     evaluation, judged = evaluate(detector, ws.dataset, learned.clean, steps, part)
@@ -823,21 +908,19 @@ def _register(ws: Workspace, learned: Learned, say: Progress) -> Trained:
     })  # fmt: skip
     calibrated = over_factors(detector, steps, learned.calibrated)
     tracking.log_figure(figures.calibration(calibrated, judged.score, threshold), "calibration")
-    incumbent = tracking.find(ws, tracking.CHAMPION)
     with TemporaryDirectory(prefix="nightsift-") as scratch:
         folder = Path(scratch) / "detector"
         detector.save(folder)
         tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
         version = tracking.register(ws, folder, weights_digest(detector), tags)
-    promoted, reason = _compare(ws, evaluation, incumbent, learned)
-    if promoted:
-        tracking.promote(ws, version.number)
-    mlflow.set_tags({"detector": version.label, "promoted": str(promoted).lower(), "promotion": reason})
-    say(f"detector {version.label}: {reason}")
+    comparison = compare(ws, version.label, evaluation, learned)
+    mlflow.log_text(comparison.table, "comparison.md")
+    mlflow.log_dict(comparison.facts, "comparison.json")
     return Trained(
-        version=version.label, promoted=promoted, reason=reason, steps=int((part != BEFORE).sum()),
+        version=version.label, promoted=False, reason=comparison.reason, steps=int((part != BEFORE).sum()),
         entities=len(steps.names), threshold=threshold.value,
         budget=threshold.budget, realised=evaluation.realised, injected_recall=evaluation.injected_recall, seconds=0.0,
+        better=comparison.better, table=comparison.table, run=run,
     )  # fmt: skip
 
 
@@ -861,28 +944,6 @@ def _log_members(detector: "Detector", by_group: Mapping[str, Evaluation]) -> No
         for group, one in by_group.items()
     }
     mlflow.log_dict(rows, "members.json")
-
-
-def _compare(
-    ws: Workspace, challenger: Evaluation, incumbent: tracking.Version | None, learned: Learned
-) -> tuple[bool, str]:
-    """Whether the challenger becomes champion, and why: it must not find clearly less on the same holdout."""
-    if incumbent is None:
-        return True, "promoted: the first detector"
-    try:
-        champion = load_detector(incumbent.folder)
-    except ConfigError as error:
-        return True, f"promoted: {error}"
-    if champion.channels != tuple(ws.dataset.channels):
-        return True, f"promoted: champion {incumbent.label} knows other features"
-    other = together(evaluate_members(champion, ws.dataset, learned).values())
-    words = (
-        f"injected anomalies found {challenger.injected_recall:.0%}, champion {incumbent.label} "
-        f"{other.injected_recall:.0%}"
-    )
-    if challenger.injected_recall < other.injected_recall - TOLERANCE:
-        return False, f"refused: {words}"
-    return True, f"promoted: {words}"
 
 
 def weights_digest(detector: "Detector") -> str:

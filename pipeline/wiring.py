@@ -137,6 +137,12 @@ def night_due(dataset: Dataset, moment: datetime) -> date | None:
     return dataset.day_of(last) - timedelta(days=1) if local - last < timedelta(days=1) else None
 
 
+def training_timetable(dataset: Dataset) -> CronTriggerTimetable | None:
+    """When the detector is trained, by the clock of the dataset's zone; None: on demand, and on drift."""
+    cron = dataset.training.schedule
+    return CronTriggerTimetable(cron, timezone=dataset.zone) if cron else None
+
+
 def day_param(title: str, description: str, default: str | None = None) -> Param:
     """A day in the trigger form: YYYY-MM-DD, or empty."""
     return Param(default, type=["null", "string"], format="date", title=title, description=description)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.dags.conftest import HERE, SHIPPED, ReadDags
 
-KINDS = ("ingest", "nightly", "train", "backfill")
+KINDS = ("ingest", "nightly", "train", "rollback", "backfill")
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +24,15 @@ def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> di
     shutil.copytree(SHIPPED, folder)
     pumps = (folder / "pumps.yaml").read_text().replace("name: pumps", "name: fans", 1)
     zoned = pumps.replace("zone: UTC", "zone: Europe/Berlin", 1).replace("{false_al", "{adapt: true, false_al", 1)
-    told = "notify: {urls_env: [OPS]}\n"
-    (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\ndeadline: "06:00"\n{told}')
+    asking = "training: {schedule: '0 4 * * 0', promotion: human}"
+    told = 'deadline: "06:00"\nnotify: {urls_env: [OPS]}'
+    (folder / "fans.yaml").write_text(f'{zoned}\nschedule: "30 2 * * *"\n{told}\n{asking}\n')
     (folder / "broken.yaml").write_text(pumps.replace("name: fans", "name: broken", 1).replace("entity:", "entty:", 1))
     return read_dags(folder)
 
 
 def test_each_dataset_has_its_dags(shipped: dict[str, Any]) -> None:
-    """A YAML gives an ingest, a nightly, a train and a backfill DAG of its name, and reading them raises no error."""
+    """A YAML gives a DAG NAME_KIND for each kind, and reading them raises no error."""
     assert shipped["errors"] == {}
     names = [path.stem for path in SHIPPED.glob("*.yaml")]
     assert names
@@ -81,7 +82,8 @@ def test_nightly_goes_from_validate_to_notify(shipped: dict[str, Any]) -> None:
 def test_a_failure_reaches_the_end_of_every_dag(shipped: dict[str, Any]) -> None:
     """No task runs after a failed one, but for the backfill's check, which fails by itself where a day is missing."""
     for dag_id, dag in shipped["dags"].items():
-        lenient = {task_id for task_id, task in dag["tasks"].items() if task["trigger_rule"] != "all_success"}
+        rules = {task_id: task["trigger_rule"] for task_id, task in dag["tasks"].items()}
+        lenient = {task_id for task_id, rule in rules.items() if rule not in ("all_success", "none_failed")}
         assert lenient == ({"check"} if dag_id.endswith("_backfill") else set()), dag_id
         assert len(dag["leaves"]) == 1, dag_id
 
@@ -97,7 +99,26 @@ def test_the_schedule_of_the_yaml_runs_the_night(changed: dict[str, Any]) -> Non
     assert (fans["cron"], fans["zone"]) == ("30 2 * * *", "Europe/Berlin")
     assert fans["timetable"] == "CronPartitionTimetable"
     assert pumps["timetable"] == "PartitionedAtRuntime"
-    assert changed["dags"]["fans_train"]["timetable"] == "NullTimetable"
+
+
+def test_the_training_runs_by_its_own_schedule(changed: dict[str, Any]) -> None:
+    """`training.schedule` is the training's cron expression in the dataset's zone; without it somebody triggers it."""
+    fans, pumps = changed["dags"]["fans_train"], changed["dags"]["pumps_train"]
+    assert (fans["cron"], fans["zone"]) == ("0 4 * * 0", "Europe/Berlin")
+    assert fans["timetable"] == "CronTriggerTimetable"
+    assert pumps["timetable"] == "NullTimetable"
+    assert {"from", "to", "reason"} <= set(fans["params"])
+
+
+def test_a_person_is_asked_where_the_yaml_says_so(changed: dict[str, Any]) -> None:
+    """Between training and promotion stands Airflow's approval, for which the run has time; else training decides."""
+    fans, pumps = changed["dags"]["fans_train"], changed["dags"]["pumps_train"]
+    order = ["train", "approve", "promote", "answer"]
+    assert set(fans["tasks"]) == set(order)
+    assert all(before in fans["tasks"][after]["after"] for before, after in itertools.pairwise(order))
+    assert fans["tasks"]["answer"]["trigger_rule"] == "none_failed"
+    assert fans["timeout"] > 6 * 24 * 3600
+    assert set(pumps["tasks"]) == {"train"}
 
 
 def test_what_an_ingest_lands_is_what_a_night_waits_for(changed: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pipeline.adapt import adapt, read_nights, touched
 from pipeline.errors import ConfigError
 from pipeline.incidents import read_incidents
 from pipeline.night import missing_days, run_night, score_days
+from pipeline.promotion import promote, rollback
 from pipeline.review import record
 from pipeline.score import load_detector, read_scored
 from pipeline.train import CALIBRATION, learn, train
@@ -100,7 +101,7 @@ def test_a_dismissed_incident_raises_the_threshold_of_its_entity_in_a_version_of
     assert not again.filter(entity="m1", day=FIRST)["is_anomaly"].any()
     assert (again.filter(entity="m1")["threshold"] > before.filter(entity="m1")["threshold"]).all()
     assert adapt(fresh).version == result.version
-    tracking.rollback(fresh)
+    rollback(fresh)
     score_days(fresh, NIGHTS)
     assert tables(fresh, "scores")["scores"].equals(before)
 
@@ -160,7 +161,7 @@ def test_training_raises_the_thresholds_of_entities_whose_incidents_were_dismiss
     dismiss(fresh)
     said: list[str] = []
     start, end = fresh.dataset.day_bounds(START.date())[0], fresh.dataset.day_bounds(NIGHTS[1])[1]
-    tracking.promote(fresh, train(fresh, start, end, said.append).version.split("-")[0])
+    promote(fresh, train(fresh, start, end, said.append).version.split("-")[0])
     assert "dismissed incidents inform the thresholds of 1 entities" in said
     factors = champion(fresh).factors
     assert factors["m1"] > 1.1 * max(factors.get(name, 1.0) for name in ("m0", "m2", "m3", "m9"))

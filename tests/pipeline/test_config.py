@@ -110,6 +110,11 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"schedule": "0 2 * * *", "deadline": "24:00"}, "deadline: '24:00' is not a time of day"),
         ({"notify": {"most": 0}}, "notify.most: .*greater than or equal to 1"),
         ({"calendar": {"path": "plan.txt"}}, "calendar: cannot tell the format of 'plan.txt'; add format"),
+        (
+            {"training": {"schedule": "weekly"}},
+            "training.schedule: schedule 'weekly' is not a cron expression of at most",
+        ),
+        ({"training": {"promotion": "yes"}}, "training.promotion: Input should be 'auto', 'human' or 'never'"),
         ({"training": {"calibration": 0.6, "holdout": 0.4}}, "must leave at least a tenth"),
         ({"threshold": {"false_alarms": 0}}, "threshold.false_alarms: .*greater than 0"),
         ({"threshold": {"false_alarms": 0.1, "score": 3}}, "threshold: give one of .*not false_alarms and score"),

@@ -19,9 +19,10 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import read_incidents
 from pipeline.night import backfill, missing_days, run_night, score_days
+from pipeline.promotion import promote
 from pipeline.review import record
 from pipeline.score import load_detector, slow_drifts, stale_days
-from pipeline.tracking import champion, promote
+from pipeline.tracking import champion
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables

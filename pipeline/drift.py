@@ -1,0 +1,145 @@
+"""Whether the detector needs training: what the latest nights say of it, from the tables alone.
+
+The same tables give the same answer, whenever and however often they are asked. A cause is told once: not again before
+a new detector was trained, and then not before as many nights have passed as it takes to tell.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from pipeline import tracking
+from pipeline.review import confirmed, latest_verdicts
+from pipeline.score import DRIFTED
+from pipeline.state import State, read_state, state_of, states, write_state
+from pipeline.tables import drifts_schema, incidents_schema, scores_schema
+from pipeline.workspace import Workspace
+
+log = logging.getLogger("nightsift.drift")
+
+NIGHTS = 7  # in a row that scores and features are told from; all after the training of the newest detector
+LATELY = 28  # nights whose verdicts count, likewise
+SHIFT = 0.25  # population stability index, from which a distribution is by custom called another one
+BINS = 10
+STEPS = 1000  # scored ones, below which a distribution is not told
+MOVED = 0.25  # of the entities
+DISMISSED = 0.5  # of the incidents that analysts have judged,
+JUDGED = 5  # of which there have to be as many
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What speaks for training on `day`: a sentence by cause; `told` are those causes that were told before.
+
+    trained: label of the newest detector that was trained; None where there is none
+    """
+
+    day: str
+    trained: str | None
+    reasons: Mapping[str, str]
+    told: tuple[str, ...] = ()
+
+    @property
+    def news(self) -> list[str]:
+        """The reasons that were not told before."""
+        return [reason for cause, reason in self.reasons.items() if cause not in self.told]
+
+
+def note_drift(ws: Workspace, day: date) -> list[str]:
+    """The reasons to train that `day` is the first to tell, in sentences; they are kept, so that it stays the first."""
+    drift, scored = find_drift(ws, day), read_state(ws, day, "score")
+    if scored is None:
+        return []
+    counts = {"causes": list(drift.reasons)}
+    write_state(ws, State(day, "drift", scored.input_digest, scored.config_digest, drift.trained, counts))
+    for reason in drift.news:
+        log.info("%s: %s", ws.dataset.name, reason)
+    return drift.news
+
+
+def find_drift(ws: Workspace, day: date) -> Drift:
+    """What the nights up to `day` say; no reasons where a later night is scored, or too few since the last training."""
+    champion, newest = tracking.current(ws), tracking.newest_trained(ws)
+    if champion is None or newest is None:
+        return Drift(str(day), None, {})
+    trained = newest.tags["label"]
+    since = ws.dataset.day_of(datetime.fromisoformat(newest.tags["data_window"].split(" to ")[1]))
+    recorded = states(ws, "score").filter(pl.col("day") >= since)
+    ours = recorded.filter(pl.col("detector_version").is_in(sorted(tracking.siblings(ws, champion.label)[1])))
+    nights: list[date] = ours.filter(pl.col("day") <= day)["day"].to_list()[-NIGHTS:]
+    if len(nights) < NIGHTS or nights[-1] != day or recorded["day"].max() != day:
+        return Drift(str(day), trained, {})
+    found = {
+        "scores": _scores(ws, nights),
+        "features": _features(ws, nights),
+        "dismissed": _dismissed(ws, max(since, day - timedelta(days=LATELY - 1)), day),
+    }
+    reasons = {cause: f"{reason}." for cause, reason in found.items() if reason}
+    return Drift(str(day), trained, reasons, _told(ws, day, trained))
+
+
+def _told(ws: Workspace, day: date, trained: str) -> tuple[str, ...]:
+    """The causes that nights before `day` have told while `trained` was the newest detector."""
+    earlier = states(ws, "drift").filter((pl.col("day") < day) & (pl.col("detector_version") == trained))
+    causes = (state_of(row).counts["causes"] for row in earlier.iter_rows(named=True))
+    return tuple(sorted({cause for each in causes for cause in each}))
+
+
+def _scores(ws: Workspace, nights: list[date]) -> str | None:
+    """A p-value says where a score lies among those of calibration: while nothing changes, all are equally frequent."""
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), nights[0], nights[-1]).filter(pl.col("day").is_in(nights))
+    frame = rows.select("entity", "event_time", "p_value").drop_nulls().collect(engine="streaming")
+    for entity, start, end in confirmed(ws).iter_rows():
+        frame = frame.filter((pl.col("entity") != entity) | ~pl.col("event_time").is_between(start, end))
+    if len(frame) < STEPS:
+        return None
+    index = stability(frame["p_value"].to_numpy())
+    if index < SHIFT:
+        return None
+    return (
+        f"the scores of the {NIGHTS} nights up to {nights[-1]} are distributed otherwise than those of calibration: "
+        f"population stability index {index:.2f}, training is due from {SHIFT} on"
+    )
+
+
+def stability(p_values: NDArray[np.float64]) -> float:
+    """The population stability index of p-values `(n,)` against equal shares: Σ (a − e) · ln(a / e) over ten bins."""
+    counts = np.histogram(p_values, bins=np.linspace(0, 1, BINS + 1))[0]
+    seen, expected = np.maximum(counts, 0.5) / len(p_values), 1 / BINS
+    return float(((seen - expected) * np.log(seen / expected)).sum())
+
+
+def _features(ws: Workspace, nights: list[date]) -> str | None:
+    """The share of entities of which one feature has moved in every one of the nights (the table `drifts`)."""
+    moved = ws.lake.scan("drifts", drifts_schema(), nights[0], nights[-1]).filter(pl.col("day").is_in(nights))
+    each = moved.group_by("entity", "feature").agg(pl.col("day").n_unique().alias("nights"))
+    lasting = each.filter(pl.col("nights") == len(nights)).collect()
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), nights[-1], nights[-1])
+    known = rows.select(pl.col("entity").n_unique()).collect().item()
+    count = lasting["entity"].n_unique()
+    if not known or count / known < MOVED:
+        return None
+    features = ", ".join(lasting["feature"].unique().sort())
+    return (
+        f"{features}: in {count} of {known} entities a feature has lain {DRIFTED:g} deviations or more from where "
+        f"training knew it in each of the {len(nights)} nights up to {nights[-1]}; training is due from {MOVED:.0%} on"
+    )
+
+
+def _dismissed(ws: Workspace, first: date, last: date) -> str | None:
+    """The share of those incidents that analysts have judged which they dismissed."""
+    incidents = ws.lake.scan("incidents", incidents_schema(), first, last).filter(pl.col("kind") != "silent")
+    named = incidents.select("incident_id").unique().collect()
+    judged = named.join(latest_verdicts(ws), on="incident_id")
+    count = int((judged["verdict"] == "dismissed").sum())
+    if len(judged) < JUDGED or count / len(judged) < DISMISSED:
+        return None
+    return (
+        f"analysts dismissed {count} of the {len(judged)} incidents from {first} to {last} that they judged; training "
+        f"is due from {DISMISSED:.0%} on"
+    )

@@ -1,0 +1,180 @@
+"""What speaks for training: scores, features and verdicts, told once, from the tables alone."""
+
+from datetime import date, timedelta
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pipeline import tracking
+from pipeline.drift import NIGHTS, find_drift, note_drift, stability
+from pipeline.review import record
+from pipeline.state import State, write_state
+from pipeline.tables import drifts_schema, incidents_schema, scores_schema
+from pipeline.workspace import Workspace
+from tests.conftest import START
+
+FIRST = START.date()
+LAST = FIRST + timedelta(days=NIGHTS - 1)
+MACHINES = ("m0", "m1", "m2", "m3")
+
+
+@pytest.fixture
+def registry(monkeypatch) -> SimpleNamespace:
+    """A champion `1-a` that was the last to be trained, on what came before the first night."""
+    facts = SimpleNamespace(newest="1-a", until=START.isoformat())
+    monkeypatch.setattr(tracking, "current", lambda ws: SimpleNamespace(label="1-a"))
+    monkeypatch.setattr(tracking, "siblings", lambda ws, label: ("1-a", {"1-a"}))
+    entry = lambda ws: SimpleNamespace(tags={"label": facts.newest, "data_window": f"2026-01-01 to {facts.until}"})  # noqa: E731
+    monkeypatch.setattr(tracking, "newest_trained", entry)
+    return facts
+
+
+def night(
+    ws: Workspace, day: date, *, shift: float = 1.0, drifting: tuple[str, ...] = (), detector: str = "1-a"
+) -> None:
+    """A scored night; `shift` is the power that the p-values are raised to."""
+    rng = np.random.default_rng(day.toordinal())
+    rows = 100
+    scores = pl.DataFrame(
+        {
+            "entity": [name for name in MACHINES for _ in range(rows)],
+            "event_time": [ws.dataset.day_bounds(day)[0] + timedelta(minutes=10 * n) for n in range(rows)] * 4,
+            "p_value": rng.random(4 * rows) ** shift,
+        }
+    )
+    ws.lake.replace("scores", day, like(scores, scores_schema(ws.dataset)))
+    moved = pl.DataFrame(
+        {"entity": drifting, "feature": ["flow"] * len(drifting)}, schema_overrides={"entity": pl.String}
+    )
+    ws.lake.replace("drifts", day, like(moved, drifts_schema()))
+    write_state(ws, State(day, "score", "input", "config", detector))
+
+
+def like(frame: pl.DataFrame, schema: dict) -> pl.DataFrame:
+    """`frame` with all columns of a table but the day; null where it has none."""
+    return frame.select(
+        (pl.col(name) if name in frame.columns else pl.lit(None)).cast(kind).alias(name)
+        for name, kind in schema.items()
+        if name != "day"
+    )
+
+
+def nights(ws: Workspace, count: int = NIGHTS, first: date = FIRST, **facts) -> date:
+    for n in range(count):
+        night(ws, first + timedelta(days=n), **facts)
+    return first + timedelta(days=count - 1)
+
+
+def test_while_nothing_changes_nothing_speaks_for_training(make_workspace, registry):
+    """Seven nights whose scores lie as those of calibration, and one machine of eight that has moved."""
+    ws = make_workspace()
+    assert find_drift(ws, nights(ws)).reasons == {}
+    assert note_drift(ws, LAST) == []
+
+
+def test_scores_that_lie_otherwise_are_told_with_their_number(make_workspace, registry):
+    """The reason names the nights, the index and what it is compared with."""
+    ws = make_workspace()
+    found = find_drift(ws, nights(ws, shift=2.0))
+    assert list(found.reasons) == ["scores"]
+    index = stability(np.random.default_rng(0).random(100_000) ** 2)
+    assert 0.3 < index < 0.4
+    assert f"the {NIGHTS} nights up to {LAST}" in found.reasons["scores"]
+    assert "training is due from 0.25 on" in found.reasons["scores"]
+
+
+def test_confirmed_stretches_say_nothing_about_drift(make_workspace, registry):
+    """A fault that an analyst knows is no change of what is normal."""
+    ws = make_workspace()
+    day = nights(ws)
+    for n in range(NIGHTS):
+        low = pl.read_delta(ws.lake.uri("scores")).filter(day=FIRST + timedelta(days=n)).drop("day")
+        ill = low.with_columns(p_value=pl.when(pl.col("entity") == "m1").then(1e-6).otherwise("p_value"))
+        ws.lake.replace("scores", FIRST + timedelta(days=n), ill)
+    assert list(find_drift(ws, day).reasons) == ["scores"]
+    incident(ws, "i1", "m1")
+    record(ws, "i1", "confirmed", "", "ann")
+    assert find_drift(ws, day).reasons == {}
+
+
+def incident(ws: Workspace, name: str, entity: str) -> None:
+    facts = {
+        "incident_id": name,
+        "entity": entity,
+        "start": START,
+        "end": START + timedelta(days=NIGHTS),
+        "kind": "anomaly",
+    }
+    known = pl.DataFrame(schema={name: kind for name, kind in incidents_schema().items() if name != "day"})
+    if ws.lake.exists("incidents"):
+        known = pl.read_delta(ws.lake.uri("incidents")).drop("day")
+    ws.lake.replace("incidents", FIRST, pl.concat([known, like(pl.DataFrame([facts]), incidents_schema())]))
+
+
+def test_a_feature_that_lies_elsewhere_night_after_night_is_told(make_workspace, registry):
+    """In a quarter of the entities, on each of the nights; one night without it, and it is not told."""
+    ws = make_workspace()
+    found = find_drift(ws, nights(ws, drifting=("m2",)))
+    assert list(found.reasons) == ["features"]
+    assert "flow: in 1 of 4 entities" in found.reasons["features"]
+    night(ws, FIRST + timedelta(days=3))
+    assert find_drift(ws, LAST).reasons == {}
+
+
+def test_incidents_that_analysts_dismiss_are_told(make_workspace, registry):
+    """Half of those that they judged, of five at least; what nobody judged does not count."""
+    ws = make_workspace()
+    nights(ws)
+    for n in range(9):
+        incident(ws, f"i{n}", "m1")
+    for n in range(4):
+        record(ws, f"i{n}", "dismissed", "", "ann")
+    assert find_drift(ws, LAST).reasons == {}
+    record(ws, "i4", "confirmed", "", "ann")
+    found = find_drift(ws, LAST)
+    assert list(found.reasons) == ["dismissed"]
+    assert "analysts dismissed 4 of the 5 incidents" in found.reasons["dismissed"]
+
+
+def test_a_cause_is_told_once_for_a_detector(make_workspace, registry):
+    """The night that told it tells it again when it is run again; later ones do not, but for another cause."""
+    ws = make_workspace()
+    nights(ws, shift=2.0)
+    assert len(note_drift(ws, LAST)) == 1
+    assert len(note_drift(ws, LAST)) == 1
+    later = nights(ws, 1, LAST + timedelta(days=1), shift=2.0)
+    assert note_drift(ws, later) == []
+    assert list(find_drift(ws, later).reasons) == ["scores"]
+    more = nights(ws, NIGHTS, later + timedelta(days=1), shift=2.0, drifting=MACHINES)
+    (reason,) = note_drift(ws, more)
+    assert reason.startswith("flow: in 4 of 4 entities")
+
+
+def test_after_a_training_a_week_of_nights_has_to_tell_it_anew(make_workspace, registry):
+    """Promoted or not: nights before the newest detector's training do not count, and then it is told again."""
+    ws = make_workspace()
+    nights(ws, shift=2.0)
+    assert note_drift(ws, LAST)
+    registry.newest, registry.until = "2-b", ws.dataset.day_bounds(LAST)[0].isoformat()
+    for n in range(1, NIGHTS - 1):
+        assert note_drift(ws, nights(ws, 1, LAST + timedelta(days=n), shift=2.0)) == []
+    assert len(note_drift(ws, nights(ws, 1, LAST + timedelta(days=NIGHTS - 1), shift=2.0))) == 1
+
+
+def test_only_the_newest_night_of_the_champion_speaks(make_workspace, registry):
+    """A night of the past that is run again, too few nights, and nights of another detector tell nothing."""
+    ws = make_workspace()
+    nights(ws, NIGHTS + 1, shift=2.0)
+    assert find_drift(ws, LAST).reasons == {}
+    assert find_drift(ws, LAST + timedelta(days=1)).reasons
+    night(ws, FIRST + timedelta(days=4), shift=2.0, detector="0-z")
+    night(ws, FIRST + timedelta(days=5), shift=2.0, detector="0-z")
+    assert find_drift(ws, LAST + timedelta(days=1)).reasons == {}
+
+
+def test_without_a_champion_nothing_is_told(make_workspace, monkeypatch):
+    """A dataset that was never trained is asked all the same."""
+    assert note_drift(make_workspace(), FIRST) == []
+    assert find_drift(make_workspace(), FIRST).trained is None
