@@ -94,8 +94,7 @@ def _clock(began: float) -> Callable[[str], None]:
 
 def _nights(airflow: LocalAirflow, home: Home, say: Callable[[str], None]) -> dict[str, list[Simulated]]:
     """Train, then night after night: deliver the day's files, run the nights; at last the backfill."""
-    kinds = ("train", "nightly", "backfill")
-    dags = {f"{show.name}_{kind}" for show in SHOWS for kind in kinds}
+    dags = {"backfill"} | {f"{show.name}_{kind}" for show in SHOWS for kind in ("train", "nightly")}
     airflow.wait_for_dags(dags)
     for dag in sorted(dags):
         airflow.unpause(dag)
@@ -125,7 +124,7 @@ def _trouble(trouble: Disturbance) -> str:
 
 
 def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callable[[str], None]) -> None:
-    """Run the DAG of that kind for every source at once; raises `NightsiftError` with the reason when one fails."""
+    """Run that kind of DAG for every source at once; raises `NightsiftError` with the reason when one fails."""
     seen: dict[tuple[Run, str, int], str] = {}
 
     def follow(status: RunStatus) -> None:
@@ -135,13 +134,20 @@ def _finish(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callabl
                 seen[key] = task.state
                 label = task.label if task.map_index >= 0 else ""
                 took = f" in {task.seconds:.0f} s" if task.seconds and task.state != "running" else ""
-                say(f"{status.run.dag_id}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
+                say(f"{names[status.run]}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
 
     say(f"{kind} of {' and '.join(show.name for show in SHOWS)}: {', '.join(f'{k} {v}' for k, v in conf.items())}")
-    runs = [airflow.trigger(f"{show.name}_{kind}", conf) for show in SHOWS]
+    runs = [_start(airflow, kind, show.name, conf) for show in SHOWS]
+    names = {run: f"{show.name} {kind}" for run, show in zip(runs, SHOWS, strict=True)}
     for status in airflow.wait_all(runs, on_change=follow):
         if status.state != "success":
-            raise NightsiftError(f"{status.run.dag_id} failed: {airflow.explain(status)}")
+            raise NightsiftError(f"{names[status.run]} failed: {airflow.explain(status)}")
+
+
+def _start(airflow: LocalAirflow, kind: str, name: str, conf: dict[str, str]) -> Run:
+    if kind == "backfill":  # one DAG for all sources
+        return airflow.trigger(kind, {**conf, "dataset": name})
+    return airflow.trigger(f"{name}_{kind}", conf)
 
 
 def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> None:

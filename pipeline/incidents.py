@@ -1,14 +1,15 @@
 """Scores to incidents: neighbouring anomalous steps of one entity, and entities that fell silent."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
 from pipeline.config import Dataset
-from pipeline.score import SILENCE, context_days, read_scored
-from pipeline.state import State, read_state, write_state
+from pipeline.score import SILENCE, among, context_days, matching, part_of, parts, read_scored
+from pipeline.state import day_states, write_state
 from pipeline.tables import clean_schema, incidents_schema, scores_schema
 from pipeline.workspace import Workspace
 
@@ -25,33 +26,54 @@ class Found:
     silent: int
 
 
-def find_incidents(ws: Workspace, day: date) -> Found:
+def find_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Found:
     """Make the day's incidents from its scores and replace what was there, in one commit.
+
+    entities: names and globs of the only entities whose incidents are made and replaced; empty: all
 
     An incident that began the day before, and goes on, stands on both days under the same id; so the day after is made
     anew too where it was scored earlier, and the order in which nights run does not matter. Raises `NightsiftError`
-    where the day is not scored.
+    where the day, or these entities of it, are not scored.
     """
-    read_scored(ws, day)
+    read_scored(ws, day, entities)
     following = day + timedelta(days=1)
-    if read_state(ws, following, "score") is not None:
-        _make_incidents(ws, following)
-    return _make_incidents(ws, day)
+    states = day_states(ws, following)
+    if "score" in states:
+        _make_incidents(ws, following, entities)
+    for part in parts(states) if "score" not in states else ():
+        _make_incidents(ws, following, part.counts["only"])
+    return _make_incidents(ws, day, entities)
 
 
-def _make_incidents(ws: Workspace, day: date) -> Found:
+def _make_incidents(ws: Workspace, day: date, entities: Sequence[str]) -> Found:
     days = context_days(ws.dataset, day)
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
     seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time")
     frame = pl.concat([anomalies(scores.collect(), ws.dataset, day), silences(seen.collect(), ws.dataset, day)])
     frame = frame.sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
-    ws.lake.replace("incidents", day, frame)
-    found = Found(str(day), len(frame), int((frame["kind"] == "silent").sum()))
-    state = read_state(ws, day, "score")
-    assert state is not None
-    write_state(
-        ws, State(day, "incidents", state.input_digest, ws.dataset.digest(), state.detector_version, asdict(found))
-    )
+    if not entities:
+        ws.lake.replace("incidents", day, frame)
+        return _record(ws, day, "score", "incidents", _found(day, frame))
+    standing = ws.lake.scan("incidents", incidents_schema(), day, day)
+    names = matching(entities, {*standing.collect()["entity"], *frame["entity"]} - {EVERYONE})
+    frame = frame.filter(pl.col("entity").is_in(names))
+    if names:
+        ws.lake.replace("incidents", day, frame, where=among(names))
+    if "incidents" in day_states(ws, day):
+        everything = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
+        _record(ws, day, "score", "incidents", _found(day, everything))
+    return _record(ws, day, part_of("score", entities), part_of("incidents", entities), _found(day, frame))
+
+
+def _found(day: date, incidents: pl.DataFrame) -> Found:
+    return Found(str(day), len(incidents), int((incidents["kind"] == "silent").sum()))
+
+
+def _record(ws: Workspace, day: date, scored: str, step: str, found: Found) -> Found:
+    """Record under `step` that the incidents were made of what is recorded under `scored`."""
+    state = day_states(ws, day).get(scored)
+    if state is not None:
+        write_state(ws, replace(state, step=step, config_digest=ws.dataset.digest(), counts=asdict(found)))
     return found
 
 

@@ -53,11 +53,18 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
         "tags": ["nightsift", dataset.name, dataset.kind, kind],
+        **bounds(dataset.owner, hours),
+    }
+
+
+def bounds(owner: str, hours: int) -> dict[str, Any]:
+    """The arguments that all DAGs have in common: when they may run, for how long, and how their tasks are retried."""
+    return {
         "start_date": datetime(2000, 1, 1, tzinfo=UTC),
         "catchup": False,
         "dagrun_timeout": timedelta(hours=hours),
         "default_args": {
-            "owner": dataset.owner,
+            "owner": owner,
             "retries": 2,
             "retry_delay": timedelta(seconds=30),
             "retry_exponential_backoff": 2.0,
@@ -108,15 +115,3 @@ def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[d
     if start >= end:
         raise ConfigError(f"training from {start} to {end} has nothing to learn from: from must be before to")
     return dataset.day_bounds(start)[0], dataset.day_bounds(end)[0]
-
-
-def days_of(params: Mapping[str, Any]) -> list[date]:
-    """The days of a backfill, both ends included; raises `ConfigError` for none, or more than a run can map."""
-    first, last = date.fromisoformat(params["first"]), date.fromisoformat(params["last"])
-    count = (last - first).days + 1
-    if not 1 <= count <= MOST_DAYS:
-        raise ConfigError(f"from {first} to {last} are {max(count, 0)} days; a backfill takes 1 to {MOST_DAYS}")
-    return [first + timedelta(days=n) for n in range(count)]
-
-
-MOST_DAYS = 1000  # Airflow maps a task over at most 1024 values
