@@ -1,73 +1,116 @@
-"""Nights of the past for every dataset: an Airflow DAG NAME_backfill, with a form, for each YAML."""
+"""Nights of the past on demand: one Airflow DAG with a form, for all datasets."""
 
 from dataclasses import asdict
 from datetime import date
 from typing import Any
 
-from airflow.sdk import DAG, Param, get_current_context, task
+from airflow.sdk import DAG, Param, TaskGroup, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 
-from pipeline.wiring import GPU, days_of, read_datasets, settings, workspace
+from pipeline.backfill import AT_ONCE, MOST_DAYS, read_form
+from pipeline.errors import NightsiftError
+from pipeline.wiring import GPU, bounds, read_datasets, workspace
 
-DOC = """\
-Runs the night of **{name}** ({description}) for every day from `first` to `last`.
+DOC = f"""\
+Runs the nights of a dataset from `first` to `last`, both included, at most {MOST_DAYS} days: of all entities, or of
+those that are named alone, by the champion or by any other version of the detector, without making it the champion.
 
-By default only what is missing or out of date is done; with `overwrite` every day is scored again by the present
-champion. It is the same code as the nightly run, each day is replaced in one commit, and it can run beside the nightly
-runs. The last task fails, and names the days, unless every day that was asked for is done.
+By default only what is missing or out of date is run; with `overwrite` every day is. It is the same code as the nightly
+run, each day (or the rows of the named entities) is replaced in one commit, and it can run beside the nightly runs and
+beside other backfills. The version is chosen once, at the start. What cannot be run is refused before there is a run.
+
+What another version than the champion scored stays so: no nightly run scores it again unless its input changes. It is
+not what the champion says of the day, which therefore counts as missing for the next backfill by the champion. A day of
+which only some entities were ever scored counts as missing too.
+
+The last task fails, and names each day that was asked for and is not done, with the reason.
 """
+NAMES = [dataset.name for dataset in read_datasets()[0]]
 FORM = {
+    "dataset": Param(type="string", enum=NAMES, title="Dataset", description="What to score"),
     "first": Param(type="string", format="date", title="First day", description="The first night to run"),
     "last": Param(type="string", format="date", title="Last day", description="The last night to run"),
+    "entities": Param(
+        default=[], type=["null", "array"], items={"type": "string", "minLength": 1}, title="Entities",
+        description="Names, or globs such as pump-00*, one a line: only their rows are replaced. Empty: all. A day of "
+        "which only some entities were ever scored goes on counting as missing",
+    ),
+    "detector": Param(
+        default="champion", type="string", pattern="^(champion|challenger|[1-9][0-9]*(-[0-9a-f]{8})?)$",
+        title="Detector", description="champion, challenger, or a version by number or label, which does not become "
+        "the champion. What another version than the champion scored stays until its input changes, and counts as "
+        "missing for the next backfill by the champion",
+    ),
     "overwrite": Param(
         default=False, type="boolean", title="Overwrite", description="Off: only what is missing; on: every day again"
     ),
-}
+    "at_once": Param(
+        default=2, type="integer", enum=list(AT_ONCE), title="At once",
+        description="How many days run at the same time, if the pool gpu has as many slots",
+    ),
+}  # fmt: skip
 
 
 @task
-def plan(dataset: str, params: dict[str, Any] | None = None) -> list[str]:
-    """Check the form and land what is new; returns the days to run."""
-    from pipeline.ingest import ingest
-    from pipeline.night import missing_days
-    from pipeline.score import context_days
+def plan(params: dict[str, Any] | None = None) -> list[dict[str, str]]:
+    """Land what is new and choose the days to run; returns each with the version of the detector that scores it."""
+    from pipeline.backfill import plan
 
-    days, ws = days_of(params or {}), workspace(dataset)
-    ingest(ws, context_days(ws.dataset, days[0])[0], days[-1])
-    wanted = days if (params or {})["overwrite"] else missing_days(ws, days[0], days[-1])
-    return [str(day) for day in wanted]
+    asked = read_form(params or {})
+    planned = plan(workspace(asked.dataset), asked)
+    return [{"day": str(day), "detector": planned.detector} for day in planned.days]
 
 
-@task(map_index_template="{{ label }}", max_active_tis_per_dagrun=2, **GPU)
-def night(dataset: str, day: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+@task.branch
+def choose(params: dict[str, Any] | None = None) -> str:
+    """Choose the task that runs as many nights at once as were asked for."""
+    return f"nights.at_once_{read_form(params or {}).at_once}"
+
+
+@task(map_index_template="{{ label }}", **GPU)
+def night(day: str, detector: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run one night; returns what it found."""
     from pipeline.night import run_night
 
     get_current_context()["label"] = day
-    return asdict(run_night(workspace(dataset), date.fromisoformat(day), overwrite=(params or {})["overwrite"]))
+    asked = read_form(params or {})
+    ws, chosen = workspace(asked.dataset), {"detector": detector, "entities": asked.entities}
+    return asdict(run_night(ws, date.fromisoformat(day), overwrite=asked.overwrite, **chosen))
 
 
 @task(trigger_rule="all_done")
-def check(dataset: str, planned: list[str], done: Any, params: dict[str, Any] | None = None) -> str:
+def check(planned: list[dict[str, str]] | None, ran: list[Any], params: dict[str, Any] | None = None) -> str:
     """Make sure that every day that was asked for is done, and that no night failed."""
-    from pipeline.night import missing_days
+    from pipeline.backfill import verify
 
-    days = days_of(params or {})
-    missing = {str(day) for day in missing_days(workspace(dataset), days[0], days[-1])}
-    missing |= set(planned) - {night["day"] for night in done or []}
-    if missing:
-        raise AirflowFailException(f"{len(missing)} of {len(days)} days are not done: {', '.join(sorted(missing))}")
-    return f"all {len(days)} days are done"
+    if planned is None:
+        raise AirflowFailException("nothing was run: the task plan says why")
+    asked, done = read_form(params or {}), {night["day"] for nights in ran for night in nights or []}
+    failed = {date.fromisoformat(each["day"]): "its night failed" for each in planned if each["day"] not in done}
+    label = planned[0]["detector"] if planned else asked.detector
+    try:
+        return verify(workspace(asked.dataset), asked, label, failed)
+    except NightsiftError as error:
+        raise AirflowFailException(str(error)) from error
 
 
-for dataset in read_datasets()[0]:
+if NAMES:
     with DAG(
-        **settings(dataset, "backfill", hours=48),
+        "backfill",
+        **bounds(", ".join(sorted({dataset.owner for dataset in read_datasets()[0]})), hours=48, told=""),
+        description="Nights of the past, of any dataset, with a form",
+        tags=["nightsift", "backfill", *NAMES],
         schedule=None,
-        max_active_runs=1,
-        doc_md=DOC.format(name=dataset.name, description=dataset.description),
+        doc_md=DOC,
         params=FORM,
     ):
-        days = plan(dataset.name)
-        nights = night.override(doc_md=night.function.__doc__).partial(dataset=dataset.name).expand(day=days)
-        check(dataset.name, days, nights)
+        days, lanes = plan(), []
+        chosen = choose()
+        with TaskGroup("nights", tooltip="One task for each number of nights at once; all but the chosen are skipped"):
+            for number in AT_ONCE:
+                # How many run at once is fixed when the file is read, so there is a task for each that can be chosen.
+                lane = night.override(task_id=f"at_once_{number}", max_active_tis_per_dagrun=number,
+                                      doc_md=night.function.__doc__)  # fmt: skip
+                lanes.append(lane.expand_kwargs(days))
+        days >> chosen >> lanes
+        check(days, lanes)

@@ -109,7 +109,9 @@ def read_nights(ws: Workspace, detector: "Detector", labels: set[str]) -> Nights
     if not days:
         none = np.empty((0, 0))
         return Nights([], [], none, none, none.astype(bool), np.empty(0))
-    scores = ws.lake.scan("scores", scores_schema(ws.dataset), days[0], days[-1]).filter(pl.col("day").is_in(days))
+    scores = ws.lake.scan("scores", scores_schema(ws.dataset), days[0], days[-1]).filter(
+        pl.col("day").is_in(days) & pl.col("detector_version").is_in(sorted(labels))
+    )
     each = scores.group_by("day", "entity").agg(pl.col("score").max(), pl.len().alias("steps"))
     table = each.collect(engine="streaming").sort("entity", "day")
     names = table["entity"].unique().sort().to_list()

@@ -112,13 +112,18 @@ def without_secrets(text: str) -> str:
 
 
 def tell_failure(name: str, datasets: Path, context: Mapping[str, Any]) -> None:
-    """Tell the targets of the dataset `name` in one message that a run has failed, and why, as far as is known.
+    """Tell the targets of a dataset in one message that a run has failed, and why, as far as is known.
+
+    The dataset is `name`, or where that is empty the one that the form of the run names.
 
     Airflow calls it once for each run that failed: whatever number of tasks, tries and shards were behind it, and
     also where a worker was killed or the run took too long. Raises `NightsiftError` where a target failed.
     """
     from pipeline.words import failure_message
 
+    name = name or str((context.get("params") or {}).get("dataset", ""))
+    if not name:
+        return
     dataset, ti = load_dataset(name, datasets), context.get("ti")
     kept = _kept_error(ti)
     if kept.get("told"):

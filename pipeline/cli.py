@@ -262,25 +262,56 @@ def backfill(
     name: Name,
     first: From,
     last: To,
+    entities: Annotated[
+        list[str] | None, typer.Option(help="score these alone: a name or glob, once for each [default: all]")
+    ] = None,
+    detector: Annotated[
+        str, typer.Option(help="champion, challenger, or a version's number or label; none becomes the champion")
+    ] = "champion",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="do again what is up to date")] = False,
     home: HomeDir = None,
     datasets: Datasets = None,
     as_json: Json = False,
 ) -> None:
-    """Run every night between --from and --to, report included; a night that is up to date stays as it is."""
-    from pipeline.night import backfill as run
+    """Run every night between --from and --to, report included; a night that is up to date stays as it is.
+
+    Example: nightsift backfill pumps --from 2024-01-01 --to 2024-02-01 --entities 'pump-00*' --detector 3
+    """
+    from pipeline.backfill import Backfill
+    from pipeline.backfill import backfill as run
 
     ws = _open(name, home, datasets)
     days = days_of(ws.dataset, first, last)
-    nights = run(ws, days[0], days[-1], overwrite=overwrite, say=lambda n: None if as_json else _show_night(name, n))
+    asked = Backfill(name, days[0], days[-1], tuple(entities or ()), detector, overwrite)
+    nights = run(ws, asked, say=lambda night: None if as_json else _show_night(name, night))
     if as_json:
         _show([asdict(night) for night in nights], as_json)
+
+
+@app.command()
+def missing(
+    name: Name, first: From, last: To, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False
+) -> None:
+    """List the nights between --from and --to that are not done, and why; exits with 1 where there are any.
+
+    A night is done when it was scored wholly, by the champion, from what is landed of it and of the days before it.
+    """
+    from pipeline.night import missing_days
+
+    ws = _open(name, home, datasets)
+    days = days_of(ws.dataset, first, last)
+    found = missing_days(ws, days[0], days[-1])
+    end = f"{len(found)} of {len(days)} days are not done" if found else f"all {len(days)} days are done"
+    told = {str(day): why for day, why in found.items()}
+    _show(told, as_json, *(f"{name} {day}: {why}" for day, why in told.items()), f"{name}: {end}")
+    if found:
+        raise typer.Exit(1)
 
 
 def _show_night(name: str, night: Any) -> None:
     done = "was up to date" if night.skipped else f"{night.steps:,} steps scored"
     out.print(f"{name} {night.day}: {done}, {night.incidents} incidents ({night.silent} silent), "
-              f"{night.rows_quarantined:,} rows in quarantine, report {night.report}"
+              f"{night.rows_quarantined:,} rows in quarantine{f', report {night.report}' if night.report else ''}"
               f"{_remarks(night)}")  # fmt: skip
 
 

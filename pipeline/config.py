@@ -75,8 +75,8 @@ def check_schedule(schedule: str | None) -> str | None:
     ):
         return schedule
     raise ValueError(
-        f"schedule {schedule!r} is not a cron expression of at most once a day; write a minute, an hour and which days, "
-        'such as "30 2 * * *"'
+        f"schedule {schedule!r} is not a cron expression of at most once a day; write a minute, an hour and which "
+        'days, such as "30 2 * * *"'
     )
 
 

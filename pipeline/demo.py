@@ -1,7 +1,7 @@
 """The demo: two simulated sources, real Airflow runs, and what was found beside what was planted."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -94,8 +94,7 @@ def _clock(began: float) -> Callable[[str], None]:
 
 def _nights(airflow: LocalAirflow, home: Home, say: Callable[[str], None]) -> dict[str, list[Simulated]]:
     """Train, then night after night: deliver the day's files, run the nights; at last the backfill."""
-    kinds = ("ingest", "nightly", "train", "backfill")
-    dags = {f"{show.name}_{kind}" for show in SHOWS for kind in kinds}
+    dags = {"backfill"} | {f"{show.name}_{kind}" for show in SHOWS for kind in ("train", "ingest", "nightly")}
     airflow.wait_for_dags(dags)
     for dag in sorted(dags):
         airflow.unpause(dag)
@@ -109,17 +108,18 @@ def _nights(airflow: LocalAirflow, home: Home, say: Callable[[str], None]) -> di
             for trouble in delivered[show.name][-1].disturbances:
                 say(f"{show.name} {day}: {_trouble(trouble)}")
         landed = _run(airflow, "ingest", {"day": str(day)}, say)
-        _follow(airflow, [night for run in landed for night in airflow.nights_after(run)], say)
+        nights = {night: name for run, name in landed.items() for night in airflow.nights_after(run)}
+        _follow(airflow, nights, "nightly", say)
     days = {"first": str(first - timedelta(days=BACKFILLED)), "last": str(first - timedelta(days=1))}
     _run(airflow, "backfill", days, say)
     return delivered
 
 
-def _run(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callable[[str], None]) -> list[Run]:
-    """Run the DAG of that kind for every source at once, to its end."""
+def _run(airflow: LocalAirflow, kind: str, conf: dict[str, str], say: Callable[[str], None]) -> dict[Run, str]:
+    """Run that kind of DAG for every source at once, to its end; each run with its source's name."""
     say(f"{kind} of {' and '.join(show.name for show in SHOWS)}: {', '.join(f'{k} {v}' for k, v in conf.items())}")
-    runs = [airflow.trigger(f"{show.name}_{kind}", conf) for show in SHOWS]
-    _follow(airflow, runs, say)
+    runs = {_start(airflow, kind, show.name, conf): show.name for show in SHOWS}
+    _follow(airflow, runs, kind, say)
     return runs
 
 
@@ -133,8 +133,8 @@ def _trouble(trouble: Disturbance) -> str:
     return words[trouble.kind]
 
 
-def _follow(airflow: LocalAirflow, runs: Sequence[Run], say: Callable[[str], None]) -> None:
-    """Wait for the end of all `runs`; raises `NightsiftError` with the reason when one fails."""
+def _follow(airflow: LocalAirflow, runs: Mapping[Run, str], kind: str, say: Callable[[str], None]) -> None:
+    """Wait for the end of all `runs`, each with its source's name; raises `NightsiftError` where one fails, and why."""
     seen: dict[tuple[Run, str, int], str] = {}
 
     def follow(status: RunStatus) -> None:
@@ -144,11 +144,17 @@ def _follow(airflow: LocalAirflow, runs: Sequence[Run], say: Callable[[str], Non
                 seen[key] = task.state
                 label = task.label if task.map_index >= 0 else ""
                 took = f" in {task.seconds:.0f} s" if task.seconds and task.state != "running" else ""
-                say(f"{status.run.dag_id}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
+                say(f"{runs[status.run]} {kind}: {task.task_id} {label} {task.state}{took}".replace("  ", " "))
 
-    for status in airflow.wait_all(runs, on_change=follow):
+    for status in airflow.wait_all(list(runs), on_change=follow):
         if status.state != "success":
-            raise NightsiftError(f"{status.run.dag_id} failed: {airflow.explain(status)}")
+            raise NightsiftError(f"{runs[status.run]} {kind} failed: {airflow.explain(status)}")
+
+
+def _start(airflow: LocalAirflow, kind: str, name: str, conf: dict[str, str]) -> Run:
+    if kind == "backfill":  # one DAG for all sources
+        return airflow.trigger(kind, {**conf, "dataset": name})
+    return airflow.trigger(f"{name}_{kind}", conf)
 
 
 def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> None:

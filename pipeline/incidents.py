@@ -2,15 +2,15 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
 from pipeline.calendar import Planned, cut, digest, read_calendar, touching, with_plan
 from pipeline.config import Dataset
-from pipeline.score import SILENCE, context_days, read_scored
-from pipeline.state import State, read_state, states, write_state
+from pipeline.score import SILENCE, among, context_days, matching, part_of, parts, read_scored
+from pipeline.state import day_states, states, write_state
 from pipeline.tables import EVERYONE, clean_schema, incidents_schema, scores_schema, stretches_schema
 from pipeline.workspace import Workspace
 
@@ -28,18 +28,23 @@ class Found:
     marked: int = 0
 
 
-def find_incidents(ws: Workspace, day: date) -> Found:
+def find_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Found:
     """Make the day's incidents from its scores and replace what was there, in one commit.
+
+    entities: names and globs of the only entities whose incidents are made and replaced; empty: all
 
     An incident that began the day before, and goes on, stands on both days under the same id; so the day after is made
     anew too where it was scored earlier, and the order in which nights run does not matter. Raises `NightsiftError`
-    where the day is not scored.
+    where the day, or these entities of it, are not scored.
     """
-    read_scored(ws, day)
+    read_scored(ws, day, entities)
     following = day + timedelta(days=1)
-    if read_state(ws, following, "score") is not None:
-        _make_incidents(ws, following)
-    return _make_incidents(ws, day)
+    after = day_states(ws, following)
+    if "score" in after:
+        _make_incidents(ws, following, entities)
+    for part in parts(after) if "score" not in after else ():
+        _make_incidents(ws, following, part.counts["only"])
+    return _make_incidents(ws, day, entities)
 
 
 def stale_incidents(ws: Workspace) -> list[date]:
@@ -72,21 +77,39 @@ def incidents_digest(dataset: Dataset, day: date, calendar: Sequence[Planned]) -
     return hashlib.sha256(f"{dataset.digest()} {told}".encode()).hexdigest()[:16] if told else dataset.digest()
 
 
-def _make_incidents(ws: Workspace, day: date) -> Found:
+def _make_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Found:
     days, calendar = context_days(ws.dataset, day), read_calendar(ws)
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
     seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time").collect()
     seen = seen if len(seen) else _latest(ws, days[0])
     found = [anomalies(scores.collect(), ws.dataset, day, calendar), silences(seen, ws.dataset, day, calendar)]
     frame = pl.concat(found).sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
-    ws.lake.replace("incidents", day, frame)
-    marked = len(frame) - frame["reason"].null_count()
-    result = Found(str(day), len(frame), int((frame["kind"] == "silent").sum()), marked)
-    state = read_state(ws, day, "score")
-    assert state is not None
     config = incidents_digest(ws.dataset, day, calendar)
-    write_state(ws, State(day, "incidents", state.input_digest, config, state.detector_version, asdict(result)))
-    return result
+    if not entities:
+        ws.lake.replace("incidents", day, frame)
+        return _record(ws, day, "score", "incidents", config, _found(day, frame))
+    standing = ws.lake.scan("incidents", incidents_schema(), day, day)
+    names = matching(entities, {*standing.collect()["entity"], *frame["entity"]} - {EVERYONE})
+    frame = frame.filter(pl.col("entity").is_in(names))
+    if names:
+        ws.lake.replace("incidents", day, frame, where=among(names))
+    if "incidents" in day_states(ws, day):
+        everything = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
+        _record(ws, day, "score", "incidents", config, _found(day, everything))
+    return _record(ws, day, part_of("score", entities), part_of("incidents", entities), config, _found(day, frame))
+
+
+def _found(day: date, incidents: pl.DataFrame) -> Found:
+    marked = len(incidents) - incidents["reason"].null_count()
+    return Found(str(day), len(incidents), int((incidents["kind"] == "silent").sum()), marked)
+
+
+def _record(ws: Workspace, day: date, scored: str, step: str, config: str, found: Found) -> Found:
+    """Record under `step` that the incidents were made of what is recorded under `scored`."""
+    state = day_states(ws, day).get(scored)
+    if state is not None:
+        write_state(ws, replace(state, step=step, config_digest=config, counts=asdict(found)))
+    return found
 
 
 def _latest(ws: Workspace, before: date) -> pl.DataFrame:

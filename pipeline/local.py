@@ -26,7 +26,7 @@ from pipeline.processes import Processes, terminable, undisturbed
 
 HOST = "127.0.0.1"
 USER = "admin"
-DAGS = Path(__file__).parents[1] / "dags"
+ROOT = Path(__file__).parents[1]
 PATIENCE = 180.0  # seconds that the processes get to start; a cold, busy machine takes a minute
 GPU_SLOTS = 1
 
@@ -77,7 +77,8 @@ def environment(home: Home, datasets: Path, folder: Path, port: int) -> dict[str
     """The environment of every process of a local Airflow, on top of this process's own."""
     options: dict[str, dict[str, object]] = {
         "core": {
-            "dags_folder": DAGS,
+            "dags_folder": ROOT / "dags",
+            "plugins_folder": ROOT / "plugins",
             "load_examples": False,
             "executor": "LocalExecutor",
             "parallelism": max(4, os.cpu_count() or 1),

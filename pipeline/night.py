@@ -1,7 +1,7 @@
-"""A whole night of one dataset, and many of them: what the command line and the backfill run."""
+"""A whole night of one dataset: what the command line and the backfill run."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -16,9 +16,21 @@ from pipeline.incidents import Found, entity_days, find_incidents, incidents_dig
 from pipeline.ingest import ingest
 from pipeline.promise import read_promise
 from pipeline.report import write_report
-from pipeline.score import Scored, context_days, night_digest, plan_shards, prepare, publish, read_scored, score_shard
-from pipeline.state import State, read_state, states
-from pipeline.tables import MOMENT, key_schema, scores_schema
+from pipeline.score import (
+    Scored,
+    context_days,
+    matching,
+    night_digest,
+    part_of,
+    parts,
+    plan_shards,
+    prepare,
+    publish,
+    read_scored,
+    score_shard,
+)
+from pipeline.state import State, day_states, read_state, states
+from pipeline.tables import MOMENT, clean_schema, key_schema, scores_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
@@ -28,6 +40,9 @@ log = logging.getLogger("nightsift.night")
 @dataclass(frozen=True, slots=True)
 class Night:
     """What a night ended with; `skipped` where it had been done before with the same input and detector.
+
+    Where some entities alone were scored: steps, anomalous steps, incidents and the detector are theirs, and there is
+    no report, unless the whole day is scored too.
 
     unseen: how many entities were not there in training
     drifting: how many features of entities have moved slowly
@@ -49,33 +64,37 @@ class Night:
     skipped: bool
 
 
-def run_night(ws: Workspace, day: date, *, overwrite: bool = True) -> Night:
+def run_night(
+    ws: Workspace, day: date, *, overwrite: bool = True, detector: str = "", entities: Sequence[str] = ()
+) -> Night:
     """Ingest, validate, score, incidents, report of one day.
 
     With `overwrite=False` a day that was done with this input and detector is left as it is, and one on which only the
-    calendar has changed is not scored again. Raises what the steps raise; the tables of the steps that were not reached
-    keep what they held.
+    calendar has changed is not scored again. `detector` is the version to score with, as `pipeline.tracking.version`
+    takes it, without making it the champion; `entities` are names and globs of the only entities to score. Raises what
+    the steps raise; the tables of the steps that were not reached keep what they held.
     """
     ingest(ws, context_days(ws.dataset, day)[0], day)
-    done = not overwrite and is_done(ws, day)
-    if not done and not overwrite and _is_current(ws, read_state(ws, day, "score")):
+    why = OVERWRITE if overwrite else why_missing(ws, day, accepted(ws, detector), entities)
+    done = not why
+    if why == PLANNED:
         find_incidents(ws, day)
-    elif not done:
-        score_day(ws, day)
+    elif why:
+        score_day(ws, day, detector, entities)
     page = ws.home.reports / ws.dataset.name / f"{day}.html"
-    if not done or not page.exists():
+    if read_state(ws, day, "incidents") is not None and (not done or not page.exists()):
         page = report_night(ws, day)
-    return summary(ws, day, page, skipped=done)
+    return summary(ws, day, page if page.exists() else "", skipped=done, entities=entities)
 
 
-def score_day(ws: Workspace, day: date) -> Scored:
+def score_day(ws: Workspace, day: date, detector: str = "", entities: Sequence[str] = ()) -> Scored:
     """Validate, score and find the incidents of one day whose source is ingested."""
     prepare(ws, day)
-    shards = plan_shards(ws, day)
+    shards = plan_shards(ws, day, detector, entities)
     for shard in shards:
         score_shard(ws, shard)
     scored = publish(ws, shards)
-    find_incidents(ws, day)
+    find_incidents(ws, day, entities)
     return scored
 
 
@@ -110,28 +129,76 @@ def export_scores(ws: Workspace, start: datetime, end: datetime, target: Path) -
     return len(frame)
 
 
-def is_done(ws: Workspace, day: date) -> bool:
-    """Whether the day's incidents were made from today's input by today's champion, under today's calendar.
+def accepted(ws: Workspace, detector: str = "") -> set[str]:
+    """The labels of the detectors whose scores count as those of `detector`: of that version alone.
 
-    Or by one that differs from it in what nights have taught its thresholds: that is for the nights to come.
+    Of the champion (or empty): also those that differ from it in what nights have taught its thresholds alone, for that
+    is for the nights to come. Raises `ConfigError` where there is no such version.
     """
-    state = read_state(ws, day, "incidents")
-    if state is None or state.config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
-        return False
-    return _is_current(ws, state)
+    label = tracking.label_of(ws, detector or tracking.CHAMPION)
+    return tracking.siblings(ws, label)[1] if detector in ("", tracking.CHAMPION) else {label}
 
 
-def _is_current(ws: Workspace, state: State | None) -> bool:
-    """Whether a step was done with today's input, by today's champion or one of the same scores."""
-    if state is None or state.input_digest != night_digest(ws, state.day):
-        return False
-    return state.detector_version in tracking.siblings(ws, tracking.champion(ws).label)[1]
+def why_missing(ws: Workspace, day: date, labels: Collection[str], entities: Sequence[str] = ()) -> str:
+    """Why the day does not count as done by one of the detectors `labels`; empty where it does.
+
+    A day of which some entities alone were scored since, by another detector, is not what one detector says of it.
+    Where `entities` are given, it is enough that these are scored.
+    """
+    made, digest = day_states(ws, day), night_digest(ws, day)
+    reason = _why_missing(made.get("incidents"), digest, labels)
+    reason = reason or next((why for part in parts(made) if (why := _why_apart(part, made, labels))), "")
+    if not reason and made["incidents"].config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
+        reason = PLANNED
+    if reason in ("", PLANNED) or not entities:
+        return reason
+    return _why_missing(made.get(part_of("incidents", entities)), digest, labels) or _unscored(
+        ws, day, labels, entities
+    )
 
 
-def summary(ws: Workspace, day: date, page: Path, *, skipped: bool) -> Night:
-    """What the tables say of a day that was scored."""
-    valid, scored = validate(ws, day), read_scored(ws, day)
-    state = read_state(ws, day, "incidents")
+def _why_missing(state: State | None, digest: str, labels: Collection[str]) -> str:
+    if state is None:
+        return "it is not scored"
+    if state.input_digest != digest:
+        return "its input has changed since it was scored"
+    return "" if state.detector_version in labels else f"it was scored by detector {state.detector_version}"
+
+
+def _why_apart(part: State, made: Mapping[str, State], labels: Collection[str]) -> str:
+    only = ", ".join(part.counts["only"])
+    found = made.get(part_of("incidents", part.counts["only"]))
+    if found is None or (found.input_digest, found.detector_version) != (part.input_digest, part.detector_version):
+        return f"the scoring of {only} alone has not ended"
+    return "" if part.detector_version in labels else f"{only} were scored by detector {part.detector_version}"
+
+
+def _unscored(ws: Workspace, day: date, labels: Collection[str], entities: Sequence[str]) -> str:
+    """Which of the entities that are there on the day have no scores of one of these detectors."""
+    there = ws.lake.scan("clean", clean_schema(ws.dataset), day, day).select(pl.col("entity").unique()).collect()
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).filter(
+        pl.col("detector_version").is_in(list(labels))
+    )
+    scored = rows.select(pl.col("entity").unique()).collect()
+    missing = matching(entities, set(there["entity"]) - set(scored["entity"]))
+    return f"entities are not scored: {', '.join(missing[:NAMED])}" if missing else ""
+
+
+OVERWRITE, PLANNED = "it is asked for again", "the calendar has changed since its incidents were made"
+NAMED = 10  # entities that are not scored, by name
+
+
+def is_done(ws: Workspace, day: date) -> bool:
+    """Whether the day's incidents were made from today's input by today's champion, as `why_missing` has it."""
+    return not why_missing(ws, day, accepted(ws))
+
+
+def summary(ws: Workspace, day: date, page: Path | str, *, skipped: bool, entities: Sequence[str] = ()) -> Night:
+    """What the tables say of a day that was scored, or of `entities` of it where they were scored alone."""
+    made = day_states(ws, day)
+    alone = entities if part_of("incidents", entities) in made else ()
+    valid, scored = validate(ws, day), read_scored(ws, day, alone)
+    state = made.get(part_of("incidents", alone))
     found = Found(**state.counts) if state is not None else Found(str(day), 0, 0)
     return Night(
         day=str(day), rows_in=valid.rows_in, rows_clean=valid.rows_clean, rows_quarantined=valid.rows_quarantined,
@@ -194,17 +261,8 @@ def days_between(first: date, last: date) -> Iterator[date]:
     return (first + timedelta(days=n) for n in range((last - first).days + 1))
 
 
-def backfill(
-    ws: Workspace, first: date, last: date, *, overwrite: bool, say: Callable[[Night], None] = lambda _: None
-) -> list[Night]:
-    """Every night from `first` to `last`, both included, oldest first; `say` hears of each as it is done."""
-    nights = []
-    for day in days_between(first, last):
-        nights.append(run_night(ws, day, overwrite=overwrite))
-        say(nights[-1])
-    return nights
-
-
-def missing_days(ws: Workspace, first: date, last: date) -> list[date]:
-    """The days from `first` to `last` whose incidents are not there or not up to date."""
-    return [day for day in days_between(first, last) if not is_done(ws, day)]
+def missing_days(ws: Workspace, first: date, last: date) -> dict[date, str]:
+    """The days from `first` to `last` whose incidents are not there or not up to date, and why."""
+    labels = accepted(ws)
+    reasons = {day: why_missing(ws, day, labels) for day in days_between(first, last)}
+    return {day: why for day, why in reasons.items() if why}

@@ -34,9 +34,9 @@ from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
 from pipeline.labels import label_rates, with_label_rates
 from pipeline.promise import Promise, read_promise
-from pipeline.score import read_scored, units_of
+from pipeline.score import parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
-from pipeline.state import State, read_state
+from pipeline.state import State, day_states, read_state
 from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
 
@@ -394,6 +394,10 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
     """What the tables say of `day`; raises `NightsiftError` where its incidents were not looked for yet."""
     state = _state(ws, day, "incidents")
     incidents = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
+    apart = [
+        f"{', '.join(part.counts['only'])}: scored apart from the others, by detector {part.detector_version}"
+        for part in parts(day_states(ws, day))
+    ]
     validated, unseen = _state(ws, day, "validate").counts, words.unseen_line(read_scored(ws, day))
     return ReportFacts(
         dataset=ws.dataset,
@@ -404,7 +408,7 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
         quarantine=summarise(ws.lake.scan("quarantine", quarantine_schema(ws.dataset), day, day), ws.dataset),
         promise=read_promise(ws, day),
         drifts=ws.lake.scan("drifts", drifts_schema(), day, day).collect().sort("entity", "feature"),
-        warnings=(*validated["warnings"], *([unseen] if unseen else [])),
+        warnings=(*validated["warnings"], *([unseen] if unseen else []), *apart),
         detector_version=state.detector_version or "",
     )
 

@@ -1,11 +1,12 @@
-"""Clean steps to `scores`: what the champion expects of each step of a day, and how far the step is from it."""
+"""Clean steps to `scores`: what a detector expects of each step of a day, and how far the step is from it."""
 
 import hashlib
 import logging
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date, timedelta
+from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.labels import contents, label_rates, last_known, with_label_rates
+from pipeline.lake import quote
 from pipeline.sequences import (
     Grid,
     Steps,
@@ -30,14 +32,15 @@ from pipeline.sequences import (
     make_grid,
     scatter,
 )
-from pipeline.state import State, read_state, states, write_state
-from pipeline.tables import clean_schema, drifts_schema, key_schema, scores_schema
+from pipeline.state import State, day_states, read_state, states, write_state
+from pipeline.tables import clean_schema, drifts_schema, key_schema, partitions_schema, scores_schema
 from pipeline.validate import REFUSED, input_digest, validate
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from models.detector import Detector
     from models.scores import View
+    from pipeline.tracking import Version
 
 log = logging.getLogger("nightsift.score")
 
@@ -50,18 +53,29 @@ SILENCE = timedelta(days=7)  # an entity that was there within this time and is 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A share of the entities of a night, and what it is scored with: the same for all shards of the night."""
+    """A share of the entities of a night, and what it is scored with: the same for all shards of the night.
+
+    asked: the version of the detector that was asked for; empty: the champion
+    entities: names and globs of the only entities to score; empty: all
+    """
 
     day: str
     index: int
     count: int
     detector: str
     inputs: str
+    asked: str = ""
+    entities: Sequence[str] = ()
+
+    @property
+    def place(self) -> str:
+        """The folder where the night's results are staged; names all that decides them."""
+        return f"{self.day}/{self.detector}-{self.inputs}{part_of('', self.entities).replace(' ', '-')}"
 
     @property
     def key(self) -> str:
-        """Where the shard's result is staged; names all that decides it."""
-        return f"{self.day}/{self.detector}-{self.inputs}/{self.index}-of-{self.count}"
+        """Where the shard's result is staged."""
+        return f"{self.place}/{self.index}-of-{self.count}"
 
     @property
     def drifts(self) -> str:
@@ -173,6 +187,32 @@ def _inputs(known: pl.DataFrame, step: str) -> dict[date, str]:
     return dict(known.filter(pl.col("step") == step).select("day", "input_digest").iter_rows())
 
 
+def matching(entities: Sequence[str], names: Iterable[str]) -> list[str]:
+    """Those of `names`, sorted, that one of `entities` (names and globs) fits; all where `entities` is empty."""
+    exact, globs = set(entities), [each for each in entities if set(each) & set("*?[")]
+    return sorted(
+        name for name in set(names)
+        if not entities or name in exact or any(fnmatchcase(name, each) for each in globs)
+    )  # fmt: skip
+
+
+def part_of(step: str, entities: Sequence[str]) -> str:
+    """Under which step the table `partitions` has what `step` did with some entities of a day alone."""
+    if not entities:
+        return step
+    told = hashlib.blake2b("\n".join(sorted(set(entities))).encode(), digest_size=6).hexdigest()
+    return f"{step} of {told}"
+
+
+def parts(states: dict[str, State]) -> list[State]:
+    """What was scored of a day, of some entities alone, since it was last scored wholly; `states` is all of the day."""
+    return [state for step, state in sorted(states.items()) if step.startswith(PART_SCORED)]
+
+
+PART_SCORED = "score of "
+PART_STEPS = f"(step LIKE '{PART_SCORED}%' OR step LIKE 'incidents of %')"
+
+
 def prepare(ws: Workspace, day: date) -> list[str]:
     """Validate the days of a night's context that are not valid yet; the reasons of those that were refused.
 
@@ -190,19 +230,28 @@ def prepare(ws: Workspace, day: date) -> list[str]:
     return refused
 
 
-def plan_shards(ws: Workspace, day: date) -> list[Shard]:
-    """The shards of a night; they fix the detector and the input, so that no two shards can disagree."""
-    from pipeline.tracking import champion
+def plan_shards(ws: Workspace, day: date, asked: str = "", entities: Sequence[str] = ()) -> list[Shard]:
+    """The shards of a night; they fix the detector and the input, so that no two shards can disagree.
 
-    label, inputs = champion(ws).label, night_digest(ws, day)
-    return [Shard(str(day), index, ws.dataset.shards, label, inputs) for index in range(ws.dataset.shards)]
+    asked: the version of the detector, as `pipeline.tracking.version` takes it; empty: the champion
+    entities: names and globs of the only entities to score; empty: all
+    """
+    version, inputs = _detector(ws, asked), night_digest(ws, day)
+    pinned, count = version.label if asked else "", ws.dataset.shards
+    return [Shard(str(day), i, count, version.label, inputs, pinned, tuple(entities)) for i in range(count)]
+
+
+def _detector(ws: Workspace, asked: str) -> "Version":
+    from pipeline import tracking
+
+    return tracking.version(ws, asked) if asked else tracking.champion(ws)
 
 
 def score_shard(ws: Workspace, shard: Shard) -> Scored:
     """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet."""
-    from pipeline.tracking import champion, log_devices
+    from pipeline.tracking import log_devices
 
-    version = champion(ws)
+    version = _detector(ws, shard.asked)
     if version.label != shard.detector:
         raise NightsiftError(
             f"{ws.dataset.name}: the champion changed from {shard.detector} to {version.label} while {shard.day} was "
@@ -245,8 +294,8 @@ def load_detector(folder: Path) -> "Detector":
 def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.LazyFrame:
     """`clean` of the days from `first` to `last`, of the shard's entities, without `day`."""
     rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
-    if shard is not None and shard.count > 1:
-        names = rows.select(pl.col("entity").unique()).collect()["entity"].to_list()
+    if shard is not None and (shard.count > 1 or shard.entities):
+        names = matching(shard.entities, rows.select(pl.col("entity").unique()).collect()["entity"])
         mine = [name for name in names if entity_hash(name) % shard.count == shard.index]
         rows = rows.filter(pl.col("entity").is_in(mine))
     return rows
@@ -268,23 +317,17 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
     whole = [part for part in found if part is not None]
     if len(whole) < len(shards):
         if _published(ws, first):
-            return read_scored(ws, day)
+            return read_scored(ws, day, first.entities)
         missing = ", ".join(f"{s.index} of {s.count}" for s, part in zip(shards, found, strict=True) if part is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
     frames, drifts = zip(*whole, strict=True)
     moved = pl.concat(drifts).sort("entity", "feature").with_columns(pl.lit(first.detector).alias("detector_version"))
-    ws.lake.replace("drifts", day, moved, detector=first.detector)
-    order = list(key_schema(ws.dataset))
-    frame = pl.concat(frames).sort(order, maintain_order=True)
-    ws.lake.replace(
-        "scores",
-        day,
-        frame.select(name for name in scores_schema(ws.dataset) if name != "day"),
-        detector=first.detector,
-    )
+    frame = pl.concat(frames).sort(list(key_schema(ws.dataset)), maintain_order=True)
     summary = replace(_summary(frame, first), drifting=len(moved))
-    write_state(ws, State(day, "score", first.inputs, ws.dataset.digest(), first.detector, asdict(summary)))
-    ws.lake.unstage(f"{first.day}/{first.detector}-{first.inputs}")
+    rows = frame.select(name for name in scores_schema(ws.dataset) if name != "day")
+    commit = _publish_part if first.entities else _publish_whole
+    commit(ws, first, rows, moved, summary)
+    ws.lake.unstage(first.place)
     return summary
 
 
@@ -294,17 +337,65 @@ def _staged(ws: Workspace, shard: Shard) -> tuple[pl.DataFrame, pl.DataFrame] | 
     return None if frame is None or drifts is None else (frame, drifts)
 
 
+def _publish_whole(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
+    day = date.fromisoformat(night.day)
+    if parts(day_states(ws, day)):
+        # Before the scores: a part that another process commits meanwhile is recorded once more after them.
+        ws.lake.replace("partitions", day, pl.DataFrame(schema=partitions_schema()), where=PART_STEPS)
+    ws.lake.replace("drifts", day, moved, detector=night.detector)
+    ws.lake.replace("scores", day, rows, detector=night.detector)
+    write_state(ws, State(day, "score", night.inputs, ws.dataset.digest(), night.detector, asdict(summary)))
+
+
+def _publish_part(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
+    """Replace the rows of the night's entities alone; the day's record says so before and after, whoever else writes.
+
+    The record of the whole day stays what it was, but for what it counts.
+    """
+    day = date.fromisoformat(night.day)
+    told = {**asdict(summary), "only": sorted(set(night.entities))}
+    record = State(day, part_of("score", night.entities), "", ws.dataset.digest(), night.detector, told)
+    write_state(ws, record)
+    for table, frame, schema in (("drifts", moved, drifts_schema()), ("scores", rows, scores_schema(ws.dataset))):
+        there = ws.lake.scan(table, schema, day, day).select(pl.col("entity").unique()).collect()["entity"]
+        names = matching(night.entities, [*there, *frame["entity"].unique()])
+        if names:
+            ws.lake.replace(table, day, frame, where=among(names), detector=night.detector)
+    write_state(ws, replace(record, input_digest=night.inputs))
+    _count_again(ws, day)
+
+
+def among(names: Sequence[str]) -> str:
+    """A SQL predicate for the rows of these entities."""
+    return f"entity IN ({', '.join(map(quote, names))})"
+
+
+def _count_again(ws: Workspace, day: date) -> None:
+    """Let the record of a day that was scored wholly count what stands in its tables now."""
+    state = read_state(ws, day, "score")
+    if state is None:
+        return
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("entity", "is_anomaly").collect()
+    drifts = ws.lake.scan("drifts", drifts_schema(), day, day).collect()
+    counts = {
+        **state.counts, "steps": len(rows), "anomalous": int(rows["is_anomaly"].sum()),
+        "entities": rows["entity"].n_unique(), "drifting": len(drifts),
+    }  # fmt: skip
+    if counts != state.counts:
+        write_state(ws, replace(state, counts=counts))
+
+
 def _published(ws: Workspace, shard: Shard) -> bool:
-    state = read_state(ws, date.fromisoformat(shard.day), "score")
+    state = read_state(ws, date.fromisoformat(shard.day), part_of("score", shard.entities))
     return state is not None and (state.input_digest, state.detector_version) == (shard.inputs, shard.detector)
 
 
-def read_scored(ws: Workspace, day: date) -> Scored:
-    """What was last published for `day`; raises `NightsiftError` where nothing was."""
-    state = read_state(ws, day, "score")
+def read_scored(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Scored:
+    """What was last published for `day`, or for `entities` of it alone; raises `NightsiftError` where nothing was."""
+    state = read_state(ws, day, part_of("score", entities))
     if state is None:
         raise NightsiftError(f"{ws.dataset.name} {day} is not scored; run: nightsift score {ws.dataset.name}")
-    return Scored(**state.counts)
+    return Scored(**{name: value for name, value in state.counts.items() if name != "only"})
 
 
 def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:

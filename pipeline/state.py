@@ -40,6 +40,12 @@ def read_state(ws: Workspace, day: date, step: str) -> State | None:
     return state_of(rows.row(0, named=True)) if rows.height else None
 
 
+def day_states(ws: Workspace, day: date) -> dict[str, State]:
+    """What every step recorded for `day`, by step."""
+    rows = ws.lake.scan("partitions", partitions_schema(), day, day).collect()
+    return {row["step"]: state_of(row) for row in rows.iter_rows(named=True)}
+
+
 def write_state(ws: Workspace, state: State) -> None:
     """Record `state` in place of what its step recorded for its day before."""
     row = {

@@ -255,19 +255,61 @@ def champion(ws: Workspace) -> Version:
     """The champion, copied to the state folder once; raises `ConfigError` where there is none."""
     found = find(ws, CHAMPION)
     if found is None:
-        raise ConfigError(
-            f"{ws.dataset.name} has no detector yet; train one: nightsift train {ws.dataset.name} --from DAY --to DAY"
-        )
+        raise ConfigError(_UNTRAINED.format(name=ws.dataset.name))
     return found
+
+
+_SILENT = "MLflow at {uri} did not answer: {error}"
+_UNTRAINED = "{name} has no detector yet; train one: nightsift train {name} --from DAY --to DAY"
 
 
 def find(ws: Workspace, alias: str) -> Version | None:
     """The detector under `alias`, copied to the state folder once; None where there is none."""
     version = _aliased(ws, alias)
-    if version is None:
-        return None
-    label = version.tags["label"]
-    return Version(str(version.version), label, _local_copy(ws, str(version.version), label))
+    return None if version is None else _fetch(ws, version)
+
+
+def version(ws: Workspace, which: str) -> Version:
+    """The detector under an alias, a number or a label, copied to the state folder once.
+
+    Raises `ConfigError`, with those that there are, where there is no such version.
+    """
+    return _fetch(ws, _registered(ws, which))
+
+
+def label_of(ws: Workspace, which: str) -> str:
+    """The label of the detector under an alias, a number or a label; raises as `version` does, and fetches nothing."""
+    return str(_registered(ws, which).tags["label"])
+
+
+def _registered(ws: Workspace, which: str) -> Any:
+    """The registry's entry under an alias, a number or a label; raises `ConfigError` where there is none."""
+    if which == CHAMPION and (found := _aliased(ws, CHAMPION)) is not None:
+        return found
+    api = client(ws)
+    from mlflow.exceptions import MlflowException
+
+    try:
+        entries = [e for e in api.search_model_versions(f"name = '{ws.dataset.name}'") if "label" in e.tags]
+    except MlflowException as error:
+        raise NightsiftError(_SILENT.format(uri=ws.home.tracking_uri, error=error)) from error
+    if not entries or which == CHAMPION:
+        raise ConfigError(_UNTRAINED.format(name=ws.dataset.name))
+    if which == CHALLENGER and (found := _aliased(ws, CHALLENGER)) is not None:
+        return found
+    for entry in entries:
+        if which in (str(entry.version), entry.tags["label"]):
+            return entry
+    newest = sorted(entries, key=lambda entry: int(entry.version))[-10:]
+    raise ConfigError(
+        f"{ws.dataset.name} has no detector {which!r} in the registry; there are champion, challenger or, by number "
+        f"or label, {', '.join(entry.tags['label'] for entry in newest)}"
+    )
+
+
+def _fetch(ws: Workspace, entry: Any) -> Version:
+    number, label = str(entry.version), str(entry.tags["label"])
+    return Version(number, label, _local_copy(ws, number, label))
 
 
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:

@@ -313,8 +313,8 @@ def learn(
     """A detector from clean rows, with what its evaluation needs.
 
     `abnormal` holds the stretches (entity, start, end) that analysts confirmed as incidents, and those of the calendar:
-    nothing is learned there. `spared` holds those that they dismissed: they raise the thresholds of their own entities. With `checkpoints` a fit
-    that was cut short goes on.
+    nothing is learned there. `spared` holds those that they dismissed: they raise the thresholds of their own entities.
+    With `checkpoints` a fit that was cut short goes on.
     """
     from models.autoencoder import AutoencoderConfig, build_autoencoder, same_size
     from models.detector import Detector

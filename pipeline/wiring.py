@@ -59,21 +59,30 @@ def workspace(name: str) -> "Workspace":
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
     """The arguments that each DAG of a dataset has in common; a run may take `hours`, each task half of that.
 
-    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer. A
-    run that fails for good is told to the dataset's targets, once, by a callback of the DAG: only that is called in the
-    end, and also where a worker was killed or the run took too long.
+    A run that fails for good is told to the dataset's targets, if there are any.
     """
-    tell = partial(tell_failure, dataset.name, datasets_folder())
     return {
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
         "tags": ["nightsift", dataset.name, dataset.kind, kind],
+        **bounds(dataset.owner, hours, dataset.name if dataset.notify.urls_env else None),
+    }
+
+
+def bounds(owner: str, hours: int, told: str | None) -> dict[str, Any]:
+    """The arguments that all DAGs have in common: when they may run, for how long, and how their tasks are retried.
+
+    What a person must mend (data, YAML, suite) is not tried again; anything else twice, after 30 s and then longer. A
+    run that fails for good is told to the targets of the dataset `told` ("": the one that its form names), once, by a
+    callback of the DAG: only that is called in the end, and also where a worker was killed or the run took too long.
+    """
+    return {
         "start_date": datetime(2000, 1, 1, tzinfo=UTC),
         "catchup": False,
         "dagrun_timeout": timedelta(hours=hours),
-        "on_failure_callback": tell if dataset.notify.urls_env else None,
+        "on_failure_callback": None if told is None else partial(tell_failure, told, datasets_folder()),
         "default_args": {
-            "owner": dataset.owner,
+            "owner": owner,
             "retries": 2,
             "retry_delay": timedelta(seconds=30),
             "retry_exponential_backoff": 2.0,
@@ -178,15 +187,3 @@ def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[d
     if start >= end:
         raise ConfigError(f"training from {start} to {end} has nothing to learn from: from must be before to")
     return dataset.day_bounds(start)[0], dataset.day_bounds(end)[0]
-
-
-def days_of(params: Mapping[str, Any]) -> list[date]:
-    """The days of a backfill, both ends included; raises `ConfigError` for none, or more than a run can map."""
-    first, last = date.fromisoformat(params["first"]), date.fromisoformat(params["last"])
-    count = (last - first).days + 1
-    if not 1 <= count <= MOST_DAYS:
-        raise ConfigError(f"from {first} to {last} are {max(count, 0)} days; a backfill takes 1 to {MOST_DAYS}")
-    return [first + timedelta(days=n) for n in range(count)]
-
-
-MOST_DAYS = 1000  # Airflow maps a task over at most 1024 values

@@ -23,6 +23,7 @@ def task_facts(task: Any) -> dict[str, Any]:
         "queue": task.queue,
         "pool": task.pool,
         "mapped": task.is_mapped,
+        "at_once": task.max_active_tis_per_dagrun,
         "after": sorted(task.upstream_task_ids),
         "announces": [asset.name for asset in task.outlets],
         "trigger_rule": task.trigger_rule.value,
@@ -45,6 +46,7 @@ def dag_facts(dag: Any) -> dict[str, Any]:
         "params": sorted(dag.params),
         "start": dag.start_date and str(dag.start_date),
         "tells": dag.has_on_failure_callback,
+        "schema": {name: dag.params.get_param(name).schema for name in dag.params},
         "leaves": sorted(task.task_id for task in dag.leaves),
         "tasks": {task.task_id: task_facts(task) for task in dag.tasks},
     }

@@ -9,7 +9,7 @@ import pytest
 
 from tests.dags.conftest import HERE, SHIPPED, ReadDags
 
-KINDS = ("ingest", "nightly", "train", "rollback", "backfill")
+KINDS = ("ingest", "nightly", "train", "rollback")
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +32,11 @@ def changed(read_dags: ReadDags, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def test_each_dataset_has_its_dags(shipped: dict[str, Any]) -> None:
-    """A YAML gives a DAG NAME_KIND for each kind, and reading them raises no error."""
+    """A YAML gives a DAG NAME_KIND for each kind, one DAG backfills all, and reading them raises no error."""
     assert shipped["errors"] == {}
     names = [path.stem for path in SHIPPED.glob("*.yaml")]
     assert names
-    assert set(shipped["dags"]) == {f"{name}_{kind}" for name in names for kind in KINDS}
+    assert set(shipped["dags"]) == {"backfill"} | {f"{name}_{kind}" for name in names for kind in KINDS}
 
 
 def test_reading_dags_imports_nothing_heavy(shipped: dict[str, Any]) -> None:
@@ -47,10 +47,9 @@ def test_reading_dags_imports_nothing_heavy(shipped: dict[str, Any]) -> None:
 def test_every_dag_is_documented_owned_tagged_and_bounded(shipped: dict[str, Any]) -> None:
     """Each DAG says what it does, whose it is and what it belongs to, and ends some time."""
     for dag_id, dag in shipped["dags"].items():
-        name, kind = dag_id.rsplit("_", 1)
-        assert name in dag["doc"], dag_id
-        assert "{" not in dag["doc"].replace("{name}", "{"), dag_id
-        assert {"nightsift", name, kind} <= set(dag["tags"]), dag_id
+        assert {"nightsift", *dag_id.rsplit("_", 1)} <= set(dag["tags"]), dag_id
+        assert dag_id.removesuffix(f"_{dag_id.rsplit('_', 1)[-1]}") in dag["doc"].lower(), dag_id
+        assert "{" not in dag["doc"], dag_id
         assert dag["timeout"] > 0, dag_id
         assert dag["catchup"] is False, dag_id
     assert shipped["dags"]["pumps_nightly"]["owner"] == "reliability"
@@ -84,13 +83,25 @@ def test_a_failure_reaches_the_end_of_every_dag(shipped: dict[str, Any]) -> None
     for dag_id, dag in shipped["dags"].items():
         rules = {task_id: task["trigger_rule"] for task_id, task in dag["tasks"].items()}
         lenient = {task_id for task_id, rule in rules.items() if rule not in ("all_success", "none_failed")}
-        assert lenient == ({"check"} if dag_id.endswith("_backfill") else set()), dag_id
+        assert lenient == ({"check"} if dag_id == "backfill" else set()), dag_id
         assert len(dag["leaves"]) == 1, dag_id
 
 
 def test_a_yaml_dropped_in_gives_its_dags(changed: dict[str, Any]) -> None:
-    """A new YAML needs nothing else: its DAGs stand beside the others."""
+    """A new YAML needs nothing else: its DAGs stand beside the others, and the form of the backfill offers it."""
     assert {f"fans_{kind}" for kind in KINDS} <= set(changed["dags"])
+    assert changed["dags"]["backfill"]["schema"]["dataset"]["enum"] == ["cards", "fans", "pumps"]
+
+
+def test_a_backfill_runs_as_many_nights_at_once_as_its_form_says(shipped: dict[str, Any]) -> None:
+    """For each number that can be chosen there is a task that the scheduler bounds by it, in the GPU's pool."""
+    dag = shipped["dags"]["backfill"]
+    lanes = {name: task for name, task in dag["tasks"].items() if task["mapped"]}
+    assert {name: task["at_once"] for name, task in lanes.items()} == {
+        f"nights.at_once_{n}": n for n in dag["schema"]["at_once"]["enum"]
+    }
+    assert {(task["queue"], task["pool"]) for task in lanes.values()} == {("gpu", "gpu")}
+    assert dag["leaves"] == ["check"]
 
 
 def test_the_schedule_of_the_yaml_runs_the_night(changed: dict[str, Any]) -> None:

@@ -26,8 +26,8 @@ RUNS = [
     ("pumps_train", {"from": "2026-03-02", "to": "2026-03-05"}),
     ("pumps_ingest", {"day": NIGHT}),
     ("pumps_nightly", {"day": NIGHT}),
-    ("pumps_backfill", {"first": NIGHT, "last": NEXT}),
-    ("pumps_backfill", {"first": NIGHT, "last": NEXT, "overwrite": True}),
+    ("backfill", {"dataset": "pumps", "first": NIGHT, "last": NEXT}),
+    ("backfill", {"dataset": "pumps", "first": NIGHT, "last": NEXT, "overwrite": True, "at_once": 4}),
     ("pumps_ingest", {"day": REFUSED}),
     ("pumps_nightly", {"day": REFUSED}),
 ]
@@ -71,6 +71,12 @@ def states(run: dict[str, Any], task_id: str) -> list[str]:
     return [task["state"] for task in run["tasks"] if task["id"] == task_id]
 
 
+def nights(run: dict[str, Any]) -> dict[str, list[str]]:
+    """The labels of the nights that were run, by task."""
+    ran = [task for task in run["tasks"] if task["id"].startswith("nights.") and task["state"] == "success"]
+    return {task["id"]: [each["label"] for each in ran if each["id"] == task["id"]] for task in ran}
+
+
 def days_scored(ws: Workspace) -> list[date]:
     scores = ws.lake.scan("scores", scores_schema(ws.dataset)).select(pl.col("day").unique()).collect()
     return sorted(scores["day"].to_list())
@@ -103,17 +109,17 @@ def test_what_goes_through_xcom_are_references_and_counts(runs: list[dict[str, A
 
 def test_a_backfill_runs_only_what_is_missing(runs: list[dict[str, Any]]) -> None:
     """Of two days of which one is done, the other is run; the end says that both are done."""
-    backfill = runs[3]
-    assert backfill["state"] == "success", backfill
-    assert backfill["xcom"]["plan"] == [NEXT]
-    assert [task["label"] for task in backfill["tasks"] if task["id"] == "night"] == [NEXT]
-    assert backfill["xcom"]["check"] == "all 2 days are done"
+    assert runs[3]["state"] == "success", runs[3]
+    assert [planned["day"] for planned in runs[3]["xcom"]["plan"]] == [NEXT]
+    assert {planned["detector"] for planned in runs[3]["xcom"]["plan"]} == {runs[0]["xcom"]["train"]["version"]}
+    assert nights(runs[3]) == {"nights.at_once_2": [NEXT]}
+    assert runs[3]["xcom"]["check"] == "all 2 days are done"
 
 
 def test_a_backfill_overwrites_when_told_to(runs: list[dict[str, Any]]) -> None:
-    """With overwrite every day is run again."""
+    """With overwrite every day is run again, by the task of as many at once as were asked for."""
     assert runs[4]["state"] == "success", runs[4]
-    assert [task["label"] for task in runs[4]["tasks"] if task["id"] == "night"] == [NIGHT, NEXT]
+    assert nights(runs[4]) == {"nights.at_once_4": [NIGHT, NEXT]}
 
 
 def test_a_refused_night_fails_at_once_and_leaves_earlier_results(runs: list[dict[str, Any]], ws: Workspace) -> None:

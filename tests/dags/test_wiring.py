@@ -93,12 +93,3 @@ def test_training_on_nothing_is_refused() -> None:
     """`from` on or after `to` is a mistake, and is said to be one."""
     with pytest.raises(ConfigError, match="from must be before to"):
         wiring.stretch_of(dataset(), {"from": "2026-03-02", "to": "2026-03-02"}, run())
-
-
-def test_a_backfill_has_both_of_its_ends() -> None:
-    """`first` and `last` are both run; the other way round, and too many days, are refused."""
-    assert wiring.days_of({"first": "2026-02-28", "last": "2026-03-01"}) == [date(2026, 2, 28), date(2026, 3, 1)]
-    with pytest.raises(ConfigError, match="are 0 days"):
-        wiring.days_of({"first": "2026-03-02", "last": "2026-03-01"})
-    with pytest.raises(ConfigError, match="a backfill takes 1 to 1000"):
-        wiring.days_of({"first": "2020-01-01", "last": "2026-01-01"})

@@ -90,7 +90,7 @@ def test_a_dismissed_incident_raises_the_threshold_of_its_entity_in_a_version_of
     assert result.changed
     assert tracking.champion(fresh).label == result.version != trained
     after = champion(fresh)
-    assert missing_days(fresh, *NIGHTS) == []  # an adapted threshold is for the nights to come
+    assert missing_days(fresh, *NIGHTS) == {}  # an adapted threshold is for the nights to come
     severity = verdict["peak_score"] / verdict["threshold"]
     assert 1 < severity < 1.98
     assert after.adapted["m1"] == pytest.approx(1.01 * severity)

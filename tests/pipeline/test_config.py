@@ -112,7 +112,7 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"calendar": {"path": "plan.txt"}}, "calendar: cannot tell the format of 'plan.txt'; add format"),
         (
             {"training": {"schedule": "weekly"}},
-            "training.schedule: schedule 'weekly' is not a cron expression of at most",
+            "training.schedule: schedule 'weekly' is not a cron expression",
         ),
         ({"training": {"promotion": "yes"}}, "training.promotion: Input should be 'auto', 'human' or 'never'"),
         ({"training": {"calibration": 0.6, "holdout": 0.4}}, "must leave at least a tenth"),

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from pipeline.backfill import Backfill, backfill
 from pipeline.cli import main
 from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.incidents import read_incidents
-from pipeline.night import backfill, missing_days, run_night, score_days
+from pipeline.night import missing_days, run_night, score_days
 from pipeline.promotion import promote
 from pipeline.review import record
 from pipeline.score import load_detector, slow_drifts, stale_days
@@ -234,13 +236,14 @@ def test_shards_change_no_score(fresh, trained, tmp_path, monkeypatch):
 
 def test_backfill_of_what_is_there_changes_nothing_unless_asked_to(fresh):
     """Days that are up to date are skipped; their tables keep their Delta version."""
-    assert missing_days(fresh, *NIGHTS) == NIGHTS
-    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=False)] == [False, False]
-    assert missing_days(fresh, *NIGHTS) == []
+    asked = Backfill("demo", *NIGHTS)
+    assert missing_days(fresh, *NIGHTS) == dict.fromkeys(NIGHTS, "it is not scored")
+    assert [night.skipped for night in backfill(fresh, asked)] == [False, False]
+    assert missing_days(fresh, *NIGHTS) == {}
     version = fresh.lake.version("scores")
-    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=False)] == [True, True]
+    assert [night.skipped for night in backfill(fresh, asked)] == [True, True]
     assert fresh.lake.version("scores") == version
-    assert [night.skipped for night in backfill(fresh, *NIGHTS, overwrite=True)] == [False, False]
+    assert [night.skipped for night in backfill(fresh, replace(asked, overwrite=True))] == [False, False]
 
 
 def test_the_registered_model_scores_a_plain_frame_like_the_night(trained, fresh):
