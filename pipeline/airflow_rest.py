@@ -149,9 +149,9 @@ class AirflowRest:
         """The error message of a task's last try, or the last `lines` of its log where no error stands there."""
         path = f"{_path(run)}/taskInstances/{_quote(task.task_id)}/logs/{task.tries}"
         content = self.call("GET", f"{path}?map_index={task.map_index}&full_content=true")["content"]
-        errors = [error for line in content if isinstance(line, dict) for error in line.get("error_detail") or []]
-        if errors:
-            return str(errors[-1]["exc_value"])
+        raised = [line["error_detail"] for line in content if isinstance(line, dict) and line.get("error_detail")]
+        if raised:
+            return str(raised[-1][0]["exc_value"])  # what was raised stands first, then what caused it
         return "\n".join(_text(line) for line in content[-lines:])
 
     def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
