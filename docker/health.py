@@ -37,4 +37,7 @@ def worker_answers() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(0 if healthy(sys.argv[1]) else f"{sys.argv[1]} does not work")
+    try:
+        sys.exit(0 if healthy(sys.argv[1]) else f"{sys.argv[1]} does not work")
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]} does not answer: {error}")
