@@ -244,7 +244,7 @@ def test_what_cannot_be_run_is_refused_in_a_sentence(fresh, name):
 
 def test_entities_are_judged_once_their_rows_are_landed(fresh, make_workspace):
     """Before any row of the days is there the form cannot know; the plan, which lands them, does."""
-    unknown = replace(ASKED, entities=("nobody",))
+    unknown = replace(ASKED, first=date(2025, 6, 1), last=date(2025, 6, 2), entities=("nobody",))
     refuse(fresh, unknown)
     with pytest.raises(ConfigError, match="fits 'nobody'"):
         plan(fresh, unknown)
