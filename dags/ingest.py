@@ -14,6 +14,7 @@ Lands what is new of **{name}** ({description}) and says which days are to be sc
 Those are the days that have ended since the run before, and each earlier day that is out of date: its file came late,
 was changed or mended, or its night was not done. Every such day is a partition of the asset `{asset}`, for each of
 which `{name}_nightly` runs; so backfilling this DAG scores by itself. A file that was landed before is not read again.
+Days for which the calendar has changed get their incidents and reports anew, and are not scored again.
 
 Trigger it with `day` to choose the night; without, it is the day before the run in {zone}.
 """
@@ -36,6 +37,15 @@ def ingest(
     return {"nights": nights, **asdict(landed)}
 
 
+@task
+@measured
+def renew(dataset: str) -> list[str]:
+    """Make incidents and reports of the days anew for which the calendar has changed; returns the days."""
+    from pipeline.night import renew
+
+    return [str(day) for day in renew(workspace(dataset))]
+
+
 for dataset in read_datasets()[0]:
     landed = landing(dataset)
     with DAG(
@@ -45,4 +55,4 @@ for dataset in read_datasets()[0]:
         doc_md=DOC.format(name=dataset.name, description=dataset.description, asset=landed.name, zone=dataset.zone),
         params={"day": day_param("Day", "The night to land; empty: the day before the run")},
     ):
-        ingest.override(outlets=[landed])(dataset.name)
+        ingest.override(outlets=[landed])(dataset.name) >> renew(dataset.name)

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
 from airflow.sdk import DAG, PartitionedAssetTimetable, get_current_context, task
 
 from pipeline.metrics import measured
@@ -17,7 +18,8 @@ commit, so a task or a run can be repeated at any time and changes nothing the s
 
 A gate that refuses the data fails `validate` with the reason and leaves earlier results in place.
 
-Where the YAML has `adapt: true` under `threshold`, a last task adapts the entities' thresholds for the nights to come.
+At last it is looked whether the latest nights say that the detector needs training; then `{name}_train` is started.
+Where the YAML has `adapt: true` under `threshold`, the entities' thresholds are adapted for the nights to come before.
 
 Trigger it with `day` to score what is landed of a day; to land it first, trigger `{name}_ingest`.
 """
@@ -95,6 +97,17 @@ def adapt(dataset: str) -> dict[str, Any]:
     return asdict(adapt(workspace(dataset)))
 
 
+@task.short_circuit
+@measured
+def drift(dataset: str, day: str) -> list[str]:
+    """Say whether the latest nights speak for training; returns the reasons that were not told before."""
+    from datetime import date
+
+    from pipeline.drift import note_drift
+
+    return note_drift(workspace(dataset), date.fromisoformat(day))
+
+
 for dataset in read_datasets()[0]:
     name = dataset.name
     with DAG(
@@ -108,6 +121,11 @@ for dataset in read_datasets()[0]:
         scored = score.override(doc_md=score.function.__doc__).partial(dataset=name).expand(shard=shards)
         found = incidents.override(outlets=[found_incidents(dataset)])(name, shards)
         told = notify(name, found["day"])
+        retrain = TriggerDagRunOperator(
+            task_id="retrain", trigger_dag_id=f"{name}_train", trigger_run_id="drift__{{ run_id }}",
+            conf={"reason": "{{ ti.xcom_pull(task_ids='drift') | join(' ') }}"}, skip_when_already_exists=True,
+            doc_md="Start the training, for the reasons that `drift` gave.",
+        )  # fmt: skip
         scored >> found >> report(name, found["day"]) >> told
-        if dataset.threshold.adapt:
-            told >> adapt(name)
+        last = told >> adapt(name) if dataset.threshold.adapt else told
+        last >> drift(name, found["day"]) >> retrain

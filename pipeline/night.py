@@ -12,7 +12,7 @@ import polars as pl
 from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
-from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest
+from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
 from pipeline.ingest import ingest
 from pipeline.promise import read_promise
 from pipeline.report import write_report
@@ -206,6 +206,14 @@ def summary(ws: Workspace, day: date, page: Path | str, *, skipped: bool, entiti
         incidents=found.incidents, silent=found.silent, unseen=scored.unseen, drifting=scored.drifting,
         detector=scored.detector, report=str(page), skipped=skipped,
     )  # fmt: skip
+
+
+def renew(ws: Workspace) -> list[date]:
+    """Make the incidents and reports of the days anew for which the calendar has changed; these days."""
+    days = renew_incidents(ws)
+    for day in days:
+        report_night(ws, day)
+    return days
 
 
 def report_night(ws: Workspace, day: date) -> Path:

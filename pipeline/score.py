@@ -40,7 +40,6 @@ from pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from models.detector import Detector
     from models.scores import View
-    from pipeline.tracking import Version
 
 log = logging.getLogger("nightsift.score")
 
@@ -55,7 +54,6 @@ SILENCE = timedelta(days=7)  # an entity that was there within this time and is 
 class Shard:
     """A share of the entities of a night, and what it is scored with: the same for all shards of the night.
 
-    asked: the version of the detector that was asked for; empty: the champion
     entities: names and globs of the only entities to score; empty: all
     """
 
@@ -64,7 +62,6 @@ class Shard:
     count: int
     detector: str
     inputs: str
-    asked: str = ""
     entities: Sequence[str] = ()
 
     @property
@@ -236,39 +233,33 @@ def plan_shards(ws: Workspace, day: date, asked: str = "", entities: Sequence[st
     asked: the version of the detector, as `pipeline.tracking.version` takes it; empty: the champion
     entities: names and globs of the only entities to score; empty: all
     """
-    version, inputs = _detector(ws, asked), night_digest(ws, day)
-    pinned, count = version.label if asked else "", ws.dataset.shards
-    return [Shard(str(day), i, count, version.label, inputs, pinned, tuple(entities)) for i in range(count)]
-
-
-def _detector(ws: Workspace, asked: str) -> "Version":
     from pipeline import tracking
 
-    return tracking.version(ws, asked) if asked else tracking.champion(ws)
+    version = tracking.version(ws, asked) if asked else tracking.champion(ws)
+    inputs, count = night_digest(ws, day), ws.dataset.shards
+    return [Shard(str(day), i, count, version.label, inputs, tuple(entities)) for i in range(count)]
 
 
 def score_shard(ws: Workspace, shard: Shard) -> Scored:
-    """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet."""
-    from pipeline.tracking import log_devices
+    """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet.
 
-    version = _detector(ws, shard.asked)
-    if version.label != shard.detector:
-        raise NightsiftError(
-            f"{ws.dataset.name}: the champion changed from {shard.detector} to {version.label} while {shard.day} was "
-            "being scored; run the night again"
-        )
+    By the version that was planned for the night, whoever became champion meanwhile.
+    """
+    from pipeline import tracking
+
+    detector = load_detector(tracking.version(ws, shard.detector).folder)
     day = date.fromisoformat(shard.day)
     start, end = ws.dataset.day_bounds(day)
     first = ws.dataset.day_of(start - ws.dataset.lookback)
     clean, rates = scan_clean(ws, first, day, shard), label_rates(ws, first, day)
     parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
     labelled = (with_label_rates(part, rates, ws.dataset) for part in parts)
-    log_devices(ws.dataset.name)
-    detector, tonight = load_detector(version.folder), pl.col("event_time").is_between(start, end, "left")
+    tracking.log_devices(ws.dataset.name)
+    tonight = pl.col("event_time").is_between(start, end, "left")
     frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(labelled)])
     known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()
     frame = frame.with_columns(
-        pl.lit(version.label).alias("detector_version"),
+        pl.lit(shard.detector).alias("detector_version"),
         pl.lit(detector.threshold.budget).alias("_promised"),
         (~pl.col("entity").is_in(known)).alias("_unseen"),
     )

@@ -22,7 +22,7 @@ SMALL = """
 window: {steps: 4, rows: 4}
 model: {filters: [8], latent: 4, epochs: 2, windows: 256}
 shards: 2
-notify: {urls_env: [NIGHT_TARGET]}
+notify: {urls_env: [NIGHT_TARGET], most: 1000}
 """
 DAYS = 17
 LEARNED = {"from": "2026-03-02", "to": "2026-03-05"}
@@ -91,7 +91,7 @@ def airflow(root: Path, messages: tuple[Messages, str]) -> Iterator[Cluster]:
             "alone", [str(root / "alone"), str(root / "datasets"), *LEARNED.values(), LAST],
             module="tests.production.single_process",
         )  # fmt: skip
-        started.wait_for("reading the DAGs", lambda: len(started.rest.dag_ids()) >= 4)
+        started.wait_for("reading the DAGs", lambda: len(started.rest.dag_ids()) >= 5)
         yield started
 
 
