@@ -32,6 +32,16 @@ ASKED = """\
 ANSWERED_WITHIN = timedelta(days=6)
 
 
+class Approval(ApprovalOperator):
+    """Airflow's approval, which tells also who rejected: Airflow's own ends a rejection without a result."""
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        """Keep the answer before what follows is skipped."""
+        answer = {name: event.get(name) for name in ("chosen_options", "responded_by_user")}
+        context["ti"].xcom_push(key="answer", value=answer)
+        return super().execute_complete(context, event)
+
+
 @task(**GPU)
 def train(dataset: str, params: dict[str, Any] | None = None, dag_run: Any = None) -> dict[str, Any]:
     """Fit, calibrate, evaluate and register a detector, compare it with the champion, and decide by the rule.
@@ -58,7 +68,7 @@ def answer(dataset: str, trained: dict[str, Any], ti: Any = None) -> str:
     """Log to MLflow what was answered, and by whom."""
     from pipeline.promotion import log_answer
 
-    return log_answer(workspace(dataset), trained["run"], trained["version"], ti.xcom_pull(task_ids="approve"))
+    return log_answer(workspace(dataset), trained["run"], trained["version"], ti.xcom_pull(task_ids="approve", key="answer"))
 
 
 for dataset in read_datasets()[0]:
@@ -84,11 +94,11 @@ for dataset in read_datasets()[0]:
     ):
         trained = train(dataset.name)
         if asked:
-            approve = ApprovalOperator(
+            approve = Approval(
                 task_id="approve",
                 subject=f"Promote the new detector of {dataset.name}?",
                 body=ASKED,
-                defaults=ApprovalOperator.REJECT,
+                defaults=Approval.REJECT,
                 response_timeout=ANSWERED_WITHIN,
                 doc_md="Ask a person whether the challenger becomes the champion; the body compares the two.",
             )

@@ -23,7 +23,6 @@ from pipeline.sequences import Steps, build_steps
 from pipeline.tracking import Version
 from pipeline.train import (
     BEFORE,
-    CALIBRATION,
     HOLDOUT,
     Evaluation,
     Learned,
@@ -235,8 +234,9 @@ def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> C
     """The challenger `label`, just learned, beside the champion; `alone` is what the challenger shows by itself.
 
     Both are judged on the holdout of the challenger's training, with the same anomalies injected, and at the same
-    budget: the champion's threshold is set anew on the calibration data that the challenger's stands on. What analysts
-    have judged is called by each one's own threshold, as that is where dismissed incidents have their effect.
+    budget: each with the threshold that the holdout itself gives. From that neither has learned; on the calibration
+    data the threshold of the one that has learned from it would be too low. What analysts have judged is called by
+    each one's own threshold, as that is where dismissed incidents have their effect.
     """
     incumbent = tracking.find(ws, tracking.CHAMPION)
     if incumbent is None:
@@ -301,7 +301,7 @@ def stand(
     """How the detector `both[number]` stands on the rows' `part`, beside the other one.
 
     Entities are taken together that have the same member of both, so that the same anomalies are injected for both, at
-    the scale of the first. The first one keeps its thresholds, the others are given theirs.
+    the scale of the first, and at its budget.
     """
     alarms, promised, days, equal = 0, 0.0, 0.0, []
     called: dict[bool, list[bool]] = {True: [], False: []}
@@ -317,8 +317,7 @@ def stand(
             called[real].append(hit)
         if not (own_part == HOLDOUT).any():
             continue
-        budget = reference.threshold.budget
-        matched = member if number == 0 else at_budget(member, dataset, steps, own_part, budget)
+        matched = at_budget(member, dataset, steps, own_part, reference.threshold.budget)
         found, judged = evaluate(matched, dataset, clean, steps, own_part, both[0].scaler.scale[0])
         score = judged.score * matched.threshold.factor(steps.names)[steps.entity]
         alarms += count_alarms(over_factors(member, steps, score), member.threshold.value, steps, dataset)
@@ -342,10 +341,10 @@ def _by_members(both: Sequence["Detector"], names: Sequence[str]) -> dict[tuple[
 def at_budget(
     detector: "Detector", dataset: Dataset, steps: Steps, part: NDArray[np.int64], budget: float
 ) -> "Detector":
-    """The detector with the threshold and factors that the calibration part gives for a budget of false alarms."""
+    """The detector with the threshold and factors that the holdout gives for a budget of false alarms."""
     from models.threshold import Rule
 
-    targets = part == CALIBRATION
+    targets = part == HOLDOUT
     score = judge(detector, steps, targets).score
     if not np.isfinite(score).any():
         return detector

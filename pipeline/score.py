@@ -171,7 +171,7 @@ def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[dat
     landed, known = ws.lake.landed(), states(ws)
     done, refused = _inputs(known, "score"), _inputs(known, REFUSED)
     begun = min(done, default=first)
-    missed = {day for day in landed["day"].unique() if max(begun, first - SILENCE) <= day < first}
+    missed = {day for day in landed["day"].unique() if begun <= day < first <= day + SILENCE}
     mended = {day for day in refused if day >= begun}
     now = night_digests(ws, done)
     changed = {day for day, digest in now.items() if digest != done[day]}

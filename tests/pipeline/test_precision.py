@@ -11,8 +11,8 @@ from models.autoencoder import build_autoencoder
 from models.devices import find_devices
 from pipeline.ingest import ingest
 from pipeline.score import load_detector, scan_clean, score_frame
-from pipeline.tracking import champion, client
-from pipeline.train import train
+from pipeline.tracking import CHAMPION, client, version
+from pipeline.train import Trained, train
 from pipeline.validate import validate
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day
@@ -40,13 +40,13 @@ def ws(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory)
     return made
 
 
-def learn(ws: Workspace) -> None:
-    train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(FAULTY)[0])
+def learn(ws: Workspace) -> Trained:
+    return train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(FAULTY)[0])
 
 
-def decisions(ws: Workspace, precision: str | None = None) -> pl.Series:
-    """What the champion calls anomalous on the faulty day, perhaps with its network in another precision."""
-    detector = load_detector(champion(ws).folder)
+def decisions(ws: Workspace, precision: str | None = None, label: str = CHAMPION) -> pl.Series:
+    """What a detector calls anomalous on the faulty day, perhaps with its network in another precision."""
+    detector = load_detector(version(ws, label).folder)
     if precision is not None:
         model = build_autoencoder(replace(detector.config, precision=precision))
         model.set_weights(detector.model.get_weights())
@@ -79,8 +79,8 @@ def test_a_detector_trained_in_mixed_precision_decides_the_same(ws: Workspace) -
     file = Path(ws.dataset.file)
     file.write_text(file.read_text().replace("model: {", "model: {precision: mixed_bfloat16, ", 1))
     mixed = open_workspace("demo", ws.home.root, file.parent)
-    learn(mixed)
-    assert load_detector(champion(mixed).folder).config.precision == "mixed_bfloat16"
-    found = decisions(mixed)
+    trained = learn(mixed).version
+    assert load_detector(version(mixed, trained).folder).config.precision == "mixed_bfloat16"
+    found = decisions(mixed, label=trained)
     assert found.sum() > 0
     assert (wanted == found).mean() >= AGREE, (wanted.sum(), found.sum())

@@ -112,7 +112,8 @@ def test_a_missed_critical_expectation_refuses_the_day_and_changes_nothing(tmp_p
     for words in ("pumps 2024-01-02", "expect_column_values_to_be_between of flow", "25.00% of the rows pass",
                   "50.00% must", "flow: 812 is above 400 m3/h", "suite.yaml, entry 1"):  # fmt: skip
         assert words in str(caught.value)
-    assert versions(ws) == before[0]
+    assert versions(ws)[:2] == before[0][:2]
+    assert states(ws)["step"].to_list() == ["refused", "validate"]
     assert_frame_equal(table(ws, "clean"), before[1])
     assert_frame_equal(table(ws, "quarantine"), before[2])
 
