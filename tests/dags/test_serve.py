@@ -54,6 +54,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("home")
     datasets = home / "datasets"
     shutil.copytree(SHIPPED, datasets)
+    shutil.copytree(SHIPPED.parent / "expectations", home / "expectations")
     command = [sys.executable, "-c", SERVE, str(home / "var"), str(datasets)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -198,7 +199,7 @@ def test_a_backfill_runs_no_more_nights_at_once_than_asked_and_names_each_that_f
     (status,) = airflow.wait_all([run], timeout=400)
     tasks = airflow.call("GET", f"/api/v2/dags/backfill/dagRuns/{run.run_id}/taskInstances")["task_instances"]
     nights = [task for task in tasks if task["task_id"] == "nights.at_once_2"]
-    assert [night["rendered_map_index"] for night in nights] == broken_week
+    assert [night["rendered_map_index"] for night in nights] == broken_week, airflow.explain(status)
     assert {night["state"] for night in nights} == {"failed"}
     others = [task for task in tasks if task["task_id"].startswith("nights.") and task not in nights]
     assert {task["state"] for task in others} == {"skipped"}
