@@ -31,13 +31,17 @@ def healthy(service: str) -> bool:
 def worker_answers() -> bool:
     """Whether the Celery worker of this container answers a ping through the broker."""
     from celery import Celery
+    from kombu.exceptions import KombuError
 
     control = Celery(broker=os.environ["AIRFLOW__CELERY__BROKER_URL"]).control
-    return bool(control.ping(destination=[f"celery@{socket.gethostname()}"], timeout=10))
+    try:
+        return bool(control.ping(destination=[f"celery@{socket.gethostname()}"], timeout=10))
+    except KombuError as error:
+        raise OSError(str(error)) from error
 
 
 if __name__ == "__main__":
     try:
         sys.exit(0 if healthy(sys.argv[1]) else f"{sys.argv[1]} does not work")
-    except OSError as error:
+    except (OSError, KeyError) as error:
         sys.exit(f"{sys.argv[1]} does not answer: {error}")

@@ -68,12 +68,13 @@ def write(file: Path) -> str:
     """Make `file`, or add to it what is missing; it is its owner's alone to read. Returns what was done."""
     if not file.exists():
         with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as stream:
-            stream.write(f"{SETTINGS}\n{lines(list(SECRETS))}")
+            stream.write(f"{lines(list(SECRETS))}\n{SETTINGS}")  # settings may name a secret: those come first
         return f"{file} is made; keep a copy where your other secrets are"
-    added = missing(file.read_text())
+    text = file.read_text()
+    added = missing(text)
     file.chmod(0o600)
     with file.open("a") as stream:
-        stream.write(lines(added))
+        stream.write(("\n" if text and text[-1] != "\n" else "") + lines(added) if added else "")
     return f"{file} was there and is kept" + (f"; added: {', '.join(added)}" if added else "")
 
 

@@ -32,7 +32,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[di
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPS", server.url)
-            patch.setattr("pipeline.local.DAGS", root / "dags")
+            patch.setattr("pipeline.local.ROOT", root)
             patch.setattr("pipeline.local.free_port", any_port)
             with local_airflow(Home.at(root / "var"), root / "datasets", say=lambda _: None) as airflow:
                 yield run_all(airflow, server)

@@ -19,6 +19,7 @@ import pytest
 import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from cryptography.fernet import Fernet
+from dotenv import dotenv_values
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -181,6 +182,38 @@ def test_make_env_changes_nothing_that_is_there(tmp_path: Path) -> None:
     left, now = values(file), dict(line.split("=", 1) for line in before.splitlines() if re.match(r"[A-Z_]+=", line))
     assert left.keys() == now.keys()
     assert {name for name in now if left[name] != now[name]} == {"REDIS_PASSWORD"}
+
+
+def test_make_env_adds_lines_of_their_own(tmp_path: Path) -> None:
+    """A file whose last line was never ended keeps that line as it is."""
+    file = tmp_path / ".env"
+    file.write_text("AIRFLOW_PORT=8088")
+    make_env(file)
+    assert values(file)["AIRFLOW_PORT"] == "8088"
+    assert set(values(file)) >= REQUIRED
+
+
+def test_the_object_stores_lines_have_its_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncommented, the lines for the lake in the object store have its user and key, which stand above them."""
+    file = tmp_path / ".env"
+    make_env(file)
+    for name in REQUIRED:
+        monkeypatch.delenv(name, raising=False)
+    file.write_text(re.sub(r"(?m)^# (?=AWS_|NIGHTSIFT_LAKE)", "", file.read_text()))
+    env = dotenv_values(file)
+    assert env["AWS_ACCESS_KEY_ID"] == env["OBJECTSTORE_ACCESS_KEY"] != ""
+    assert env["AWS_SECRET_ACCESS_KEY"] == env["OBJECTSTORE_SECRET_KEY"] != ""
+    assert env["NIGHTSIFT_LAKE"] == "s3://nightsift/lake"
+
+
+def test_a_worker_without_its_queue_is_told_in_a_line() -> None:
+    """A health check never ends in a traceback: what Celery raises where the broker is away is a sentence too."""
+    env = {**os.environ, "AIRFLOW__CELERY__BROKER_URL": "redis://127.0.0.1:9/0"}
+    command = [sys.executable, ROOT / "docker/health.py", "worker"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("worker does not answer: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_services_outlast_a_database_that_starts_later(tmp_path: Path) -> None:

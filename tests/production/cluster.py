@@ -17,7 +17,7 @@ import psutil
 from pipeline.airflow_rest import AirflowRest, Run, RunStatus, Task
 from pipeline.config import Home
 from pipeline.errors import NightsiftError
-from pipeline.local import DAGS, USER, prepare
+from pipeline.local import ROOT, USER, prepare
 from pipeline.processes import Processes
 from tests.servers import HOST, Postgres, free_port, postgres_server, redis_server
 
@@ -174,7 +174,8 @@ class Cluster:
         path = f"/api/v2/dags/{run.dag_id}/dagRuns/{run.run_id}/taskInstances?limit=1000"
         found: dict[str, set[str]] = {}
         for task in self.rest.call("GET", path)["task_instances"]:
-            found.setdefault(task["queue"], set()).add(task["hostname"])
+            if task["hostname"]:  # a task that was skipped ran nowhere
+                found.setdefault(task["queue"], set()).add(task["hostname"])
         return found
 
     def stop(self) -> None:
@@ -210,7 +211,7 @@ def environment(home: Home, datasets: Path, postgres: Postgres, redis: str, mlfl
         **base,
         **{f"AIRFLOW__{s.upper()}__{k.upper()}": str(v).format(**places)
            for s, pairs in SETTINGS.items() for k, v in pairs.items()},
-        "PYTHONPATH": f"{DAGS.parent}:{HERE}",
+        "PYTHONPATH": f"{ROOT}:{HERE}",
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
