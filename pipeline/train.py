@@ -121,7 +121,7 @@ class Staged:
         except (pl.exceptions.PolarsError, OSError, ValueError) as error:
             log.warning("%s: a checkpoint cannot be read, training begins anew: %s", self.lake.dataset, error)
             return None
-        self.say(f"goes on after epoch {state['epoch']}, where an earlier run was cut short")
+        self.say(f"goes on after epoch {state['epoch']} of an earlier run")
         return state
 
     def save(self, key: str, state: "State") -> None:
@@ -133,7 +133,11 @@ class Staged:
         self.lake.stage(f"{CHECKPOINTS}/{key}", pl.DataFrame(data, schema={"name": pl.String, "data": pl.Binary}))
 
     def clear(self) -> None:
-        """Remove them all, also those of trainings that nobody took up again."""
+        """Remove them all, also those of trainings that nobody took up again.
+
+        In an object store they stay, as all that was staged: only the same fit by the same code ever takes them up, and
+        it would end with the same weights.
+        """
         self.lake.unstage(CHECKPOINTS)
 
 
