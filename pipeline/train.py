@@ -189,8 +189,9 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     from pipeline.promotion import decide
 
     began, checkpoints = time.monotonic(), Staged(ws.lake, say)
-    clean = snapshot(ws, start, end, say)
-    with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
+    clean, name = snapshot(ws, start, end, say), f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}"
+    tracking.end_killed(ws, "train", name)
+    with tracking.run(ws, "train", name) as active:
         _log_inputs(ws, start, end, clean, cause)
         about, spared = _about(ws, start, end), dismissed(ws)
         abnormal = pl.concat([confirmed(ws), planned_stretches(ws, clean["entity"].unique(), start, end)])
