@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pipeline.labels import label_rates, with_label_rates
 from pipeline.review import confirmed, dismissed
 from pipeline.score import judge, load_detector, scan_clean, score_frame
 from pipeline.sequences import Steps, build_steps
+from pipeline.state import state_of, states
 from pipeline.tracking import Version
 from pipeline.train import (
     BEFORE,
@@ -209,11 +210,8 @@ def _load_back(ws: Workspace, version: Version, scratch: Path) -> "Detector":
 
 
 def _tried(ws: Workspace, detector: "Detector") -> pl.DataFrame:
-    """Scores of a few entities of each group, on the newest clean day before the detector's `to`, or of all days."""
-    rows = ws.lake.scan("clean", {"event_time": pl.Datetime("us", "UTC")})
-    until = datetime.fromisoformat(detector.about["to"])
-    newest = pl.col("day").filter(pl.col("event_time") < until).max().fill_null(pl.col("day").max())
-    day = rows.select(newest.alias("day")).collect().item()
+    """Scores of a few entities of each group, on the newest clean day that begins before the detector's `to`."""
+    day = newest_clean(ws, datetime.fromisoformat(detector.about["to"]))
     if day is None:
         raise NightsiftError(
             f"{ws.dataset.name} has no clean rows to try a detector on; run: nightsift validate {ws.dataset.name}"
@@ -228,6 +226,13 @@ def _tried(ws: Workspace, detector: "Detector") -> pl.DataFrame:
     part = clean.filter(pl.col("entity").is_in(tried) & (pl.col("event_time") >= start - ws.dataset.lookback)).collect()
     part = with_label_rates(part, label_rates(ws, first, day), ws.dataset)
     return score_frame(detector, part, ws.dataset, tonight)
+
+
+def newest_clean(ws: Workspace, until: datetime) -> date | None:
+    """The newest day with clean rows that begins before `until`, or else of all; by what was recorded, not the rows."""
+    clean = [row["day"] for row in states(ws, "validate").iter_rows(named=True) if state_of(row).counts["rows_clean"]]
+    before = [day for day in clean if ws.dataset.day_bounds(day)[0] < until]
+    return max(before or clean, default=None)
 
 
 def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> Comparison:
