@@ -86,7 +86,7 @@ class Trained:
     better: whether the rule would have it promoted; table: challenger and champion side by side, in Markdown
     run: id of its MLflow run
     budget, realised: false incidents per entity and day, promised and seen on the holdout
-    injected_recall: share of injected anomalies found on the holdout
+    injected_recall: share of injected anomalies found on the holdout; None where none could be injected
     """
 
     version: str
@@ -97,7 +97,7 @@ class Trained:
     threshold: float
     budget: float
     realised: float
-    injected_recall: float
+    injected_recall: float | None
     seconds: float
     better: bool
     table: str
@@ -173,9 +173,9 @@ class Evaluation:
     hits: tuple[bool, ...] = ()
 
     @property
-    def injected_recall(self) -> float:
-        """The mean over the kinds of injection."""
-        return float(np.mean(list(self.recall.values()))) if self.recall else float("nan")
+    def injected_recall(self) -> float | None:
+        """The mean over the kinds of injection; None where nothing could be injected."""
+        return float(np.mean(list(self.recall.values()))) if self.recall else None
 
 
 def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.info, cause: str | None = None) -> Trained:
@@ -933,7 +933,7 @@ def _log_members(detector: "Detector", by_group: Mapping[str, Evaluation]) -> No
     """Log how far the detectors of the groups, and the one of all others, are apart: the worst, and a table of all."""
     import mlflow
 
-    found = [one.injected_recall for one in by_group.values() if np.isfinite(one.injected_recall)]
+    found = [one.injected_recall for one in by_group.values() if one.injected_recall is not None]
     mlflow.log_metrics({
         "members": len(detector.members),
         "false_alarms_on_holdout.worst": max(one.realised for one in by_group.values()),
