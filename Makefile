@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 COMPOSE ?= docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve env up test lint format lock bench bench-accuracy bench-model bench-sequences clean
+.PHONY: help setup demo serve env up test lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -69,9 +69,9 @@ lock: $(READY)  ## Resolve all locks anew from pyproject.toml
 	@echo 'tensorflow[and-cuda]' | $(LOCK) --constraint requirements.lock - -o requirements-gpu.lock
 	@$(LOCK) --group torch --constraint requirements.lock -o requirements-torch.lock
 
-bench: $(READY)  ## Run every benchmark and write its figures to var/bench
+bench: $(READY)  ## Run every benchmark but bench-scheduler and write its figures to var/bench
 	@mkdir -p var/bench
-	@for name in $$(ls benchmarks | sed -n 's/^\([a-z][a-z_]*\)\.py$$/\1/p'); do \
+	@for name in $(filter-out scheduler,$(basename $(notdir $(wildcard benchmarks/[a-z]*.py)))); do \
 		echo "== $$name"; $(BIN)/python -m benchmarks.$$name --json var/bench/$$name.json; done
 
 bench-accuracy: $(READY)  ## Measure accuracy on real labelled data beside one-line baselines (an hour and a half)
@@ -81,6 +81,10 @@ bench-accuracy: $(READY)  ## Measure accuracy on real labelled data beside one-l
 bench-model: $(READY)  ## Measure the masked layer beside stock Keras (40 minutes)
 	@mkdir -p var/bench
 	@$(BIN)/python -m benchmarks.model --json var/bench/model.json
+
+bench-scheduler: $(READY)  ## Measure what a night of many shards costs Airflow (20 minutes; needs PostgreSQL)
+	@mkdir -p var/bench
+	@$(BIN)/python -m benchmarks.scheduler --json var/bench/scheduler.json
 
 bench-sequences: $(READY)  ## Measure the building of tensors beside pandas, NumPy and Keras (10 minutes)
 	@mkdir -p var/bench

@@ -68,7 +68,8 @@ def answer(dataset: str, trained: dict[str, Any], ti: Any = None) -> str:
     """Log to MLflow what was answered, and by whom."""
     from pipeline.promotion import log_answer
 
-    return log_answer(workspace(dataset), trained["run"], trained["version"], ti.xcom_pull(task_ids="approve", key="answer"))
+    given = ti.xcom_pull(task_ids="approve", key="answer")
+    return log_answer(workspace(dataset), trained["run"], trained["version"], given)
 
 
 for dataset in read_datasets()[0]:

@@ -23,6 +23,7 @@ Windows = tuple[Values, Flags, Flags]
 
 WEIGHTS = "model.weights.h5"
 CONFIG = "model.json"
+CODE = Path(__file__).parent  # its sources say how a network is built and trained
 LEARNING_RATE = 1e-2
 # So many parts of a batch are computed side by side. With TF_NUM_INTRAOP_THREADS=1, one thread for each operation, that
 # is faster than threads within operations (docs/benchmarks.md). Not the number of cores, as all machines add up alike.
@@ -465,7 +466,7 @@ def fit(
 
     With `checkpoints` every epoch is kept, and a fit that was cut short goes on after the last one: `on_epoch` is
     called for the epochs of old, and the weights in the end are those of a fit that was not disturbed. Only a fit of
-    the same network to the same windows by the same arguments goes on.
+    the same network to the same windows by the same arguments and the same code goes on.
 
     Raises ValueError without windows, for shapes that do not fit together or to the model, and for an observed cell
     that is not finite.
@@ -588,6 +589,8 @@ def _fit_digest(model: Autoencoder, arguments: tuple[float, ...], windows: tuple
     policy = keras.config.dtype_policy().name
     facts = [asdict(model.config), arguments, PARTS, LEARNING_RATE, keras.version(), keras.backend.backend(), policy]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16)
+    for file in sorted(CODE.glob("*.py")):
+        digest.update(file.read_bytes())
     for array in (*model.get_weights(), *windows):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)

@@ -196,6 +196,7 @@ def train(
     Example: nightsift train pumps --from 2024-01-01 --to 2024-01-31
     """
     from pipeline.train import train as run
+    from pipeline.words import found_share
 
     ws = _open(name, home, datasets)
     start, end = stretch(ws.dataset, first, last)
@@ -204,7 +205,7 @@ def train(
           f"{name}: detector {result.version}, {result.reason}",
           f"trained on {result.steps:,} steps of {result.entities:,} entities in {result.seconds:g} s",
           f"threshold {result.threshold:.4g} for {result.budget:g} false alarms per entity and day; "
-          f"on the holdout {result.realised:.3g}; injected anomalies found {result.injected_recall:.0%}",
+          f"on the holdout {result.realised:.3g}; injected anomalies found {found_share(result.injected_recall)}",
           "", result.table)  # fmt: skip
 
 

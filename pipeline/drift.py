@@ -51,11 +51,16 @@ class Drift:
 
 
 def note_drift(ws: Workspace, day: date) -> list[str]:
-    """The reasons to train that `day` is the first to tell, in sentences; they are kept, so that it stays the first."""
+    """The reasons to train that `day` is the first to tell, in sentences; they are kept, so that it stays the first.
+
+    What the night has told of the same detector before stays told, also where it would not be told any more.
+    """
     drift, scored = find_drift(ws, day), read_state(ws, day, "score")
     if scored is None:
         return []
-    counts = {"causes": list(drift.reasons)}
+    known = read_state(ws, day, "drift")
+    told = known.counts["causes"] if known is not None and known.detector_version == drift.trained else []
+    counts = {"causes": sorted({*told, *drift.reasons})}
     write_state(ws, State(day, "drift", scored.input_digest, scored.config_digest, drift.trained, counts))
     for reason in drift.news:
         log.info("%s: %s", ws.dataset.name, reason)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from pipeline.labels import label_rates, with_label_rates
 from pipeline.review import confirmed, dismissed
 from pipeline.score import judge, load_detector, scan_clean, score_frame
 from pipeline.sequences import Steps, build_steps
+from pipeline.state import state_of, states
 from pipeline.tracking import Version
 from pipeline.train import (
     BEFORE,
@@ -36,6 +37,7 @@ from pipeline.train import (
     weights_digest,
     within,
 )
+from pipeline.words import found_share
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -45,7 +47,16 @@ log = logging.getLogger("nightsift.promotion")
 
 CHANCE = 0.05  # what chance does as often as this, counts for nothing
 TOLERANCE = 0.05  # how much less of the injected anomalies a challenger may find than the champion
+DEAF = 0.5  # of what it finds at the budget: a challenger whose own threshold finds less has a wrong one
 UNSEEN = 0.25  # of the holdout: where the champion has not learned from that much, it is compared on that alone
+NO_HOLDOUT = (
+    "there is no holdout to compare on: train on a longer stretch or raise training.holdout in the YAML, or promote it "
+    "with nightsift promote"
+)
+NO_ANOMALIES = (
+    "nothing tells whether it finds anomalies, as the holdout has room for none and analysts confirmed none: train on "
+    "a longer stretch or raise training.holdout in the YAML, or promote it with nightsift promote"
+)
 TRIED = 3  # entities of each group that a detector is tried on before it may become champion
 
 
@@ -209,11 +220,8 @@ def _load_back(ws: Workspace, version: Version, scratch: Path) -> "Detector":
 
 
 def _tried(ws: Workspace, detector: "Detector") -> pl.DataFrame:
-    """Scores of a few entities of each group, on the newest clean day before the detector's `to`, or of all days."""
-    rows = ws.lake.scan("clean", {"event_time": pl.Datetime("us", "UTC")})
-    until = datetime.fromisoformat(detector.about["to"])
-    newest = pl.col("day").filter(pl.col("event_time") < until).max().fill_null(pl.col("day").max())
-    day = rows.select(newest.alias("day")).collect().item()
+    """Scores of a few entities of each group, on the newest clean day that begins before the detector's `to`."""
+    day = newest_clean(ws, datetime.fromisoformat(detector.about["to"]))
     if day is None:
         raise NightsiftError(
             f"{ws.dataset.name} has no clean rows to try a detector on; run: nightsift validate {ws.dataset.name}"
@@ -230,13 +238,21 @@ def _tried(ws: Workspace, detector: "Detector") -> pl.DataFrame:
     return score_frame(detector, part, ws.dataset, tonight)
 
 
+def newest_clean(ws: Workspace, until: datetime) -> date | None:
+    """The newest day with clean rows that begins before `until`, or else of all; by what was recorded, not the rows."""
+    clean = [row["day"] for row in states(ws, "validate").iter_rows(named=True) if state_of(row).counts["rows_clean"]]
+    before = [day for day in clean if ws.dataset.day_bounds(day)[0] < until]
+    return max(before or clean, default=None)
+
+
 def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> Comparison:
     """The challenger `label`, just learned, beside the champion; `alone` is what the challenger shows by itself.
 
     Both are judged on the holdout of the challenger's training, with the same anomalies injected, and at the same
     budget: each with the threshold that the holdout itself gives. From that neither has learned; on the calibration
     data the threshold of the one that has learned from it would be too low. What analysts have judged is called by
-    each one's own threshold, as that is where dismissed incidents have their effect.
+    each one's own threshold, as that is where dismissed incidents have their effect. Beside a champion no challenger is
+    better without a holdout, nor where its own threshold, which will call the incidents, lets most of them pass.
     """
     incumbent = tracking.find(ws, tracking.CHAMPION)
     if incumbent is None:
@@ -254,6 +270,11 @@ def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> C
     old = stand(incumbent.label, 1, both, ws.dataset, learned, part, told)
     left = 0.0 if seen <= 1 - UNSEEN else seen
     better, words = judge_standings(new, old)
+    own, possible = alone.injected_recall, new.equal.injected_recall
+    if not (part == HOLDOUT).any():
+        better, words = False, NO_HOLDOUT
+    elif own is not None and possible is not None and own < DEAF * possible:
+        better, words = False, f"its own threshold finds but {own:.0%} of the injected anomalies; {words}"
     note = f"; the champion has learned from {left:.0%} of this holdout" if left else ""
     return Comparison(better, words + note, table_of(new, old, left), facts_of(new, old, left))
 
@@ -375,11 +396,14 @@ def judge_standings(new: Standing, old: Standing) -> tuple[bool, str]:
     It is worse where it finds clearly less of the injected anomalies at the same budget, breaks its promise more
     clearly than the champion, misses clearly more of what analysts confirmed, or calls clearly more of what they
     dismissed. Clearly is what chance does less than one time in twenty; a difference of injected anomalies must be of
-    five in a hundred as well.
+    five in a hundred as well. Where no anomaly was injected and none was confirmed it is not better either: the promise
+    is kept, and dismissed incidents are passed over, by a detector that finds nothing at all.
     """
-    lost = new.equal.injected_recall < old.equal.injected_recall - TOLERANCE
+    found, known = (one.equal.injected_recall for one in (new, old))
+    lost = found is not None and known is not None and found < known - TOLERANCE
     broken = poisson.sf(new.alarms - 1, new.promised * new.equal.entity_days) < CHANCE
     faults = [
+        (not new.equal.hits and not new.confirmed, NO_ANOMALIES),
         (lost and _fewer(new.equal.hits, old.equal.hits), "it finds less of the injected anomalies"),
         (broken and new.realised > old.realised, "it breaks its promise of false alarms"),
         (_fewer(new.confirmed, old.confirmed), "it misses incidents that analysts confirmed"),
@@ -387,8 +411,8 @@ def judge_standings(new: Standing, old: Standing) -> tuple[bool, str]:
     ]
     worse = [text for fault, text in faults if fault]
     words = (
-        f"injected anomalies found {new.equal.injected_recall:.0%}, champion {old.label} "
-        f"{old.equal.injected_recall:.0%}; false alarms {new.realised:.3g} of {new.promised:.3g} promised, champion "
+        f"injected anomalies found {found_share(found)}, champion {old.label} {found_share(known)}; "
+        f"false alarms {new.realised:.3g} of {new.promised:.3g} promised, champion "
         f"{old.realised:.3g} of {old.promised:.3g}"
     )
     return not worse, "; ".join([*worse, words])
@@ -409,8 +433,8 @@ def table_of(new: Standing, old: Standing | None, seen: float) -> str:
         ("false alarms promised, per entity and day", lambda one: f"{one.promised:.3g}"),
         ("false alarms on the holdout", lambda one: f"{one.realised:.3g} ({one.alarms})"),
         ("false alarms on the holdout at the same budget", lambda one: f"{one.equal.realised:.3g}"),
-        ("injected anomalies found at the same budget", lambda one: f"{one.equal.injected_recall:.0%}"),
-        *((f"– {kind}", lambda one, kind=kind: f"{one.equal.recall.get(kind, np.nan):.0%}") for kind in kinds),
+        ("injected anomalies found at the same budget", lambda one: found_share(one.equal.injected_recall)),
+        *((f"– {kind}", lambda one, kind=kind: found_share(one.equal.recall.get(kind))) for kind in kinds),
         ("confirmed incidents found", lambda one: _of(one.confirmed)),
         ("dismissed incidents called again", lambda one: _of(one.dismissed)),
     ]

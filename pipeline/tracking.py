@@ -110,6 +110,18 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
             yield active
 
 
+def end_killed(ws: Workspace, kind: str, name: str) -> None:
+    """Mark as killed the runs `name` of the experiment `NAME/kind`, and those nested in them, that never ended."""
+    api = client(ws)
+    with _answering(ws):
+        experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
+        running = "attributes.status = 'RUNNING' and"
+        for left in api.search_runs([experiment], f"{running} attributes.run_name = '{name}'"):
+            within = api.search_runs([experiment], f"{running} tags.mlflow.parentRunId = '{left.info.run_id}'")
+            for each in (*within, left):
+                api.set_terminated(each.info.run_id, "KILLED")
+
+
 @contextmanager
 def _answering(ws: Workspace) -> Iterator[None]:
     """Within the block an error of MLflow's is a `NightsiftError` that says where MLflow should be."""

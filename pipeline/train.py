@@ -86,7 +86,7 @@ class Trained:
     better: whether the rule would have it promoted; table: challenger and champion side by side, in Markdown
     run: id of its MLflow run
     budget, realised: false incidents per entity and day, promised and seen on the holdout
-    injected_recall: share of injected anomalies found on the holdout
+    injected_recall: share of injected anomalies found on the holdout; None where none could be injected
     """
 
     version: str
@@ -97,7 +97,7 @@ class Trained:
     threshold: float
     budget: float
     realised: float
-    injected_recall: float
+    injected_recall: float | None
     seconds: float
     better: bool
     table: str
@@ -121,7 +121,7 @@ class Staged:
         except (pl.exceptions.PolarsError, OSError, ValueError) as error:
             log.warning("%s: a checkpoint cannot be read, training begins anew: %s", self.lake.dataset, error)
             return None
-        self.say(f"goes on after epoch {state['epoch']}, where an earlier run was cut short")
+        self.say(f"goes on after epoch {state['epoch']} of an earlier run")
         return state
 
     def save(self, key: str, state: "State") -> None:
@@ -133,7 +133,11 @@ class Staged:
         self.lake.stage(f"{CHECKPOINTS}/{key}", pl.DataFrame(data, schema={"name": pl.String, "data": pl.Binary}))
 
     def clear(self) -> None:
-        """Remove them all, also those of trainings that nobody took up again."""
+        """Remove them all, also those of trainings that nobody took up again.
+
+        In an object store they stay, as all that was staged: only the same fit by the same code ever takes them up, and
+        it would end with the same weights.
+        """
         self.lake.unstage(CHECKPOINTS)
 
 
@@ -169,9 +173,9 @@ class Evaluation:
     hits: tuple[bool, ...] = ()
 
     @property
-    def injected_recall(self) -> float:
-        """The mean over the kinds of injection."""
-        return float(np.mean(list(self.recall.values()))) if self.recall else float("nan")
+    def injected_recall(self) -> float | None:
+        """The mean over the kinds of injection; None where nothing could be injected."""
+        return float(np.mean(list(self.recall.values()))) if self.recall else None
 
 
 def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.info, cause: str | None = None) -> Trained:
@@ -185,8 +189,9 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     from pipeline.promotion import decide
 
     began, checkpoints = time.monotonic(), Staged(ws.lake, say)
-    clean = snapshot(ws, start, end, say)
-    with tracking.run(ws, "train", f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}") as active:
+    clean, name = snapshot(ws, start, end, say), f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}"
+    tracking.end_killed(ws, "train", name)
+    with tracking.run(ws, "train", name) as active:
         _log_inputs(ws, start, end, clean, cause)
         about, spared = _about(ws, start, end), dismissed(ws)
         abnormal = pl.concat([confirmed(ws), planned_stretches(ws, clean["entity"].unique(), start, end)])
@@ -928,7 +933,7 @@ def _log_members(detector: "Detector", by_group: Mapping[str, Evaluation]) -> No
     """Log how far the detectors of the groups, and the one of all others, are apart: the worst, and a table of all."""
     import mlflow
 
-    found = [one.injected_recall for one in by_group.values() if np.isfinite(one.injected_recall)]
+    found = [one.injected_recall for one in by_group.values() if one.injected_recall is not None]
     mlflow.log_metrics({
         "members": len(detector.members),
         "false_alarms_on_holdout.worst": max(one.realised for one in by_group.values()),

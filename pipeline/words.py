@@ -43,6 +43,11 @@ def percent(share: float | None) -> str:
     return f"{share * 100:.2g} %" if share >= 1e-5 else "under 0.001 %"
 
 
+def found_share(share: float | None) -> str:
+    """The `share` of anomalies that were found, such as `93%`; `unknown` where there were none to find."""
+    return "unknown" if share is None else f"{share:.0%}"
+
+
 def count(n: int, noun: str, plural: str | None = None) -> str:
     """`n` things, such as `1 incident`, `14,400 steps`."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -1,6 +1,7 @@
 """The autoencoder: the law through the whole model, its loss, its training, and its files."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models import autoencoder
 from models.autoencoder import (
     KINDS,
     LOSSES,
@@ -220,6 +222,18 @@ def test_only_the_same_fit_goes_on():
     keys = [_fit_digest(build_autoencoder(SMALL, seed=seed), arguments, arrays) for arguments, arrays, seed in asked]
     assert len(set(keys)) == len(asked)
     assert _fit_digest(build_autoencoder(SMALL, seed=1), (8, 32, 0), data) == keys[0]
+
+
+def test_a_fit_by_other_code_does_not_go_on(tmp_path, monkeypatch):
+    """After an upgrade of the package a training begins anew, as its loss or its patience may be another."""
+    fit_of = build_autoencoder(SMALL), (8, 32, 0), waves(8, config=SMALL)
+    before = _fit_digest(*fit_of)
+    shutil.copytree(autoencoder.CODE, tmp_path / "models")
+    monkeypatch.setattr(autoencoder, "CODE", tmp_path / "models")
+    assert _fit_digest(*fit_of) == before
+    with (tmp_path / "models" / "layers.py").open("a") as source:
+        source.write("# changed\n")
+    assert _fit_digest(*fit_of) != before
 
 
 @every_kind

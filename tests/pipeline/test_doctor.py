@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from pipeline import doctor
@@ -184,10 +185,24 @@ def test_what_killed_processes_left_is_told_once_it_is_old(ws: Workspace) -> Non
         file.write_text("x")
     checks = list(doctor.check_leftovers(Place(ws.home, ws.dataset.file.parent, datetime.now(UTC))))
     assert level(checks, "leftovers")[0] == "OK"
-    later = Place(ws.home, ws.dataset.file.parent, datetime.now(UTC) + timedelta(hours=7))
+    later = Place(ws.home, ws.dataset.file.parent, datetime.now(UTC) + timedelta(seconds=doctor.LEFT_AFTER))
     message = level(list(doctor.check_leftovers(later)), "leftovers")[1]
     assert message.startswith("3 leftovers")
     assert all(name in message for name in ("_staging/2026-01-05", "a.part", ".fetch-abc"))
+
+
+def test_a_night_that_still_stages_shards_is_no_leftover(ws: Workspace) -> None:
+    """The day's folder is as old as its first shard; what counts is when the last one was written."""
+    ws.lake.stage("2026-01-05/1-a/0-of-2", pl.DataFrame({"score": [1.0]}))
+    day = Path(ws.home.lake) / "demo" / "_staging" / "2026-01-05"
+    long_ago = datetime.now(UTC).timestamp() - 2 * doctor.LEFT_AFTER
+    for path in (day, day / "1-a"):
+        os.utime(path, (long_ago, long_ago))
+    checks = list(doctor.check_leftovers(Place(ws.home, ws.dataset.file.parent, datetime.now(UTC))))
+    assert level(checks, "leftovers")[0] == "OK"
+    os.utime(day / "1-a" / "0-of-2.parquet", (long_ago, long_ago))
+    checks = list(doctor.check_leftovers(Place(ws.home, ws.dataset.file.parent, datetime.now(UTC))))
+    assert level(checks, "leftovers")[0] == "WARN"
 
 
 def test_the_lock_of_a_running_airflow_is_told_from_a_file_that_was_left(ws: Workspace) -> None:

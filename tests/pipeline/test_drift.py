@@ -152,6 +152,16 @@ def test_a_cause_is_told_once_for_a_detector(make_workspace, registry):
     assert reason.startswith("flow: in 4 of 4 entities")
 
 
+def test_a_day_that_is_run_again_has_told_what_it_told(make_workspace, registry):
+    """By then a later night is scored and it tells nothing; the later ones do not tell its causes once more."""
+    ws = make_workspace()
+    nights(ws, shift=2.0)
+    assert len(note_drift(ws, LAST)) == 1
+    later = nights(ws, 1, LAST + timedelta(days=1), shift=2.0)
+    assert note_drift(ws, LAST) == []
+    assert note_drift(ws, later) == []
+
+
 def test_after_a_training_a_week_of_nights_has_to_tell_it_anew(make_workspace, registry):
     """Promoted or not: nights before the newest detector's training do not count, and then it is told again."""
     ws = make_workspace()

@@ -1,15 +1,17 @@
 """Training that is killed and goes on; challenger against champion; what may become champion, and the way back."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
-from datetime import timedelta
+from dataclasses import asdict, replace
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from models.detector import Detector
@@ -17,9 +19,10 @@ from pipeline import tracking
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import read_incidents
 from pipeline.night import score_days
-from pipeline.promotion import Standing, judge_standings, log_answer, promote, rollback, way_back
+from pipeline.promotion import Standing, judge_standings, log_answer, newest_clean, promote, rollback, way_back
 from pipeline.review import record
 from pipeline.score import load_detector
+from pipeline.state import State, write_state
 from pipeline.train import Evaluation, Staged, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, deliver, sensor_day, tables
@@ -43,7 +46,7 @@ def history(ws: Workspace):
     return ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(FIRST)[0]
 
 
-def command(ws: Workspace) -> list[str]:
+def command(ws: Workspace, until: date = FIRST) -> list[str]:
     places = ["--home", str(ws.home.root), "--datasets", str(ws.dataset.file.parent)]
     return [
         sys.executable,
@@ -54,7 +57,7 @@ def command(ws: Workspace) -> list[str]:
         "--from",
         str(START.date()),
         "--to",
-        str(FIRST),
+        str(until),
         *places,
     ]
 
@@ -92,26 +95,58 @@ def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_detector(tmp_p
     whole = train(undisturbed, history(undisturbed)[0], undisturbed.dataset.day_bounds(until)[0])
     kept = Path(killed.lake.root) / "demo" / "_staging" / "training"
     for fits in (1, 2):
-        kill_in_the_middle(command(killed, until), kept, fits)
+        kill_in_the_middle(command(killed, until), fits)
         assert len(list(kept.glob("*.parquet"))) == fits
         assert labels(killed) == {}
     again = subprocess.run(command(killed, until), capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stderr.count("goes on after epoch") == 2
     assert labels(killed) == {"1": whole.version}
+    runs = tracking.client(killed).search_runs(["1"])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 3 + ["KILLED"] * 3
     assert not kept.exists()
 
 
-def kill_in_the_middle(line: list[str], kept: Path, fits: int) -> None:
-    """SIGKILL to a training in its third epoch or later with so many fits begun."""
-    epochs = 0
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
-        for said in process.stderr or []:
-            epochs += "epoch " in said and len(list(kept.glob("*.parquet"))) == fits
-            if epochs == 3:
-                break
-        os.killpg(process.pid, signal.SIGKILL)
-    assert epochs == 3
+DYING = """
+import os, signal, sys
+from collections import Counter
+from pipeline.cli import main
+from pipeline.train import Staged
+
+fits, saved, save = int(sys.argv.pop(1)), Counter(), Staged.save
+
+def save_and_die(self, key, state):
+    save(self, key, state)
+    saved[key] += 1
+    if len(saved) == fits and saved[key] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Staged.save = save_and_die
+main()
+"""
+
+
+def kill_in_the_middle(line: list[str], fits: int) -> None:
+    """A training that gets SIGKILL after three epochs of its fit number `fits`, however busy the machine is."""
+    python, _, _, *arguments = line
+    killed = subprocess.run([python, "-c", DYING, str(fits), *arguments], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+def test_the_runs_of_a_training_that_was_killed_are_marked_so(make_workspace, monkeypatch):
+    """The run and those of its groups; not what has ended, nor what learns from another stretch."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ws = make_workspace()
+    api = tracking.client(ws)
+    experiment = api.create_experiment("demo/train")
+    killed = api.create_run(experiment, run_name="demo 1").info.run_id
+    api.create_run(experiment, run_name="left", tags={"mlflow.parentRunId": killed})
+    ended = api.create_run(experiment, run_name="right", tags={"mlflow.parentRunId": killed}).info.run_id
+    api.set_terminated(ended)
+    api.create_run(experiment, run_name="demo 2")
+    tracking.end_killed(ws, "train", "demo 1")
+    status = {found.info.run_name: found.info.status for found in api.search_runs([experiment])}
+    assert status == {"demo 1": "KILLED", "left": "KILLED", "right": "FINISHED", "demo 2": "RUNNING"}
 
 
 def test_a_torn_checkpoint_is_ignored(tmp_path, make_workspace):
@@ -131,6 +166,14 @@ def test_a_torn_checkpoint_is_ignored(tmp_path, make_workspace):
     assert not file.exists()
 
 
+def comparison(ws: Workspace, run: str) -> dict:
+    """What a training has logged of challenger and champion."""
+    import mlflow
+
+    artifacts = tracking.client(ws).get_run(run).info.artifact_uri
+    return mlflow.artifacts.load_dict(f"{artifacts}/comparison.json")
+
+
 def test_both_are_compared_on_the_same_anomalies_and_shown_side_by_side(trained):
     """The second training's run holds the table, and the numbers of both; the sentence names both."""
     champion = tracking.current(trained)
@@ -138,7 +181,7 @@ def test_both_are_compared_on_the_same_anomalies_and_shown_side_by_side(trained)
     import mlflow
 
     artifacts = tracking.client(trained).get_run(version.run_id).info.artifact_uri
-    facts = mlflow.artifacts.load_dict(f"{artifacts}/comparison.json")
+    facts = comparison(trained, version.run_id)
     table = mlflow.artifacts.load_text(f"{artifacts}/comparison.md")
     first = labels(trained)["1"]
     assert facts["champion"]["detector"] == first
@@ -149,6 +192,45 @@ def test_both_are_compared_on_the_same_anomalies_and_shown_side_by_side(trained)
     assert f"|  | challenger {champion.label} | champion {first} |" in table
     assert "| injected anomalies found at the same budget | " in table
     assert f"champion {first}" in version.tags["promotion"]
+
+
+def test_without_a_holdout_no_champion_is_replaced_and_what_is_unknown_is_no_number(tmp_path, monkeypatch):
+    """The first detector is promoted, the second refused; both ways of telling it, Airflow's and ours, are JSON."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    ws = workspace(tmp_path, SENSOR + "training: {holdout: 0}\n", days=4)
+    until = START.date() + timedelta(days=4)
+    first = train(ws, history(ws)[0], ws.dataset.day_bounds(until)[0])
+    assert first.promoted
+    assert json.dumps(asdict(first), allow_nan=False)
+    assert "| injected anomalies found at the same budget | unknown |" in first.table
+    done = subprocess.run([*command(ws, until), "--json"], capture_output=True, text=True, check=True)
+    second = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert (second["injected_recall"], second["better"], second["promoted"]) == (None, False, False)
+    assert "refused: there is no holdout to compare on: train on a longer stretch" in second["reason"]
+    assert tracking.current(ws).label == first.version
+
+
+@pytest.mark.parametrize("dismissed", [False, True])
+def test_a_detector_that_is_trained_again_stands_as_the_champion_does(fresh, dismissed, monkeypatch):
+    """Number by number; one that learned from dismissals, with higher thresholds, is not worse for it."""
+    champion = load_detector(tracking.find(fresh, tracking.CHAMPION).folder)
+    model = fresh.dataset.model.model_copy(update={"seed": 1})
+    ws, (start, end) = replace(fresh, dataset=fresh.dataset.model_copy(update={"model": model})), history(fresh)
+    if dismissed:
+        kinds = {"entity": pl.String, "start": pl.Datetime("us", "UTC"), "end": pl.Datetime("us", "UTC")}
+        stretches = pl.DataFrame([(f"m{n}", start, end) for n in range(4)], schema=kinds, orient="row")
+        monkeypatch.setattr("pipeline.train.dismissed", lambda ws: stretches)
+    result = train(ws, start, end)
+    again = load_detector(tracking.find(ws, tracking.CHALLENGER).folder)
+    assert again.threshold.value == champion.threshold.value
+    assert (again.threshold.factors != champion.threshold.factors) is dismissed
+    facts = comparison(ws, result.run)
+    one, other = ({**facts[side], "detector": None} for side in ("challenger", "champion"))
+    if dismissed:
+        assert one.pop("false_alarms_on_holdout") <= other.pop("false_alarms_on_holdout")
+    assert one == other
+    assert one["injected_recall"] > 0.5
+    assert (result.better, result.promoted) == (True, True)
 
 
 def evaluation(found: list[bool], days: float = 100.0) -> Evaluation:
@@ -181,8 +263,19 @@ def test_a_worse_challenger_is_refused_and_chance_is_not_called_worse(change, sa
     assert judge_standings(replace(GOOD, label="3-c"), replace(worse, label="2-b"))[0]
 
 
+def test_who_shows_no_find_is_not_promoted():
+    """Promises are kept, and dismissed incidents passed over, by who finds nothing; one confirmed one is enough."""
+    blind = Standing("3-c", 0.05, 0, Evaluation(0.0, {}, 1.0, 100.0), (), (False,) * 8)
+    better, words = judge_standings(blind, replace(blind, label="2-b"))
+    assert not better
+    assert words.startswith("nothing tells whether it finds anomalies")
+    assert "injected anomalies found unknown, champion 2-b unknown" in words
+    seeing = replace(blind, confirmed=(True,))
+    assert judge_standings(seeing, replace(seeing, label="2-b"))[0]
+
+
 def test_a_worse_challenger_is_refused_by_training_and_the_champion_stays(fresh, monkeypatch):
-    """One that takes nothing for abnormal finds nothing; it is registered as challenger all the same."""
+    """One whose threshold nothing reaches finds nothing; it is registered as challenger all the same."""
     import pipeline.train
 
     champion = tracking.current(fresh)
@@ -195,7 +288,7 @@ def test_a_worse_challenger_is_refused_by_training_and_the_champion_stays(fresh,
     monkeypatch.setattr(pipeline.train, "calibrator", deaf)
     result = train(fresh, *history(fresh))
     assert (result.promoted, result.better) == (False, False)
-    assert "refused: it finds less of the injected anomalies" in result.reason
+    assert "refused: its own threshold finds but 0% of the injected anomalies" in result.reason
     assert tracking.current(fresh) == champion
     assert tracking.find(fresh, tracking.CHALLENGER).label == result.version
 
@@ -209,6 +302,18 @@ def break_weights(folder: Path) -> None:
 def break_threshold(folder: Path) -> None:
     detector = Detector.load(folder)
     replace(detector, threshold=replace(detector.threshold, value=float("nan"))).save(folder)
+
+
+def test_the_day_that_a_detector_is_tried_on_is_found_without_its_rows(make_workspace):
+    """The newest that has clean rows and begins before the detector's end; where none does, the newest of all."""
+    ws = make_workspace()
+    noon = START + timedelta(days=1, hours=12)
+    assert newest_clean(ws, noon) is None
+    for n, rows in enumerate((5, 5, 0, 5)):
+        state = State(START.date() + timedelta(days=n), "validate", "i", "c", counts={"rows_clean": rows})
+        write_state(ws, state)
+    days = [START - timedelta(days=1), START + timedelta(days=1), noon, START + timedelta(days=3)]
+    assert [(newest_clean(ws, until) - START.date()).days for until in days] == [3, 0, 1, 1]
 
 
 @pytest.mark.parametrize(
