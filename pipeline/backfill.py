@@ -151,7 +151,13 @@ def _labels(ws: "Workspace", asked: Backfill, label: str) -> set[str]:
 
 
 def verify(ws: "Workspace", asked: Backfill, label: str, failed: Mapping[date, str]) -> str:
-    """Say that every day is done; raises `NightsiftError` that names each day that is not, or `failed`, and why."""
+    """Say that every day is done; raises `NightsiftError` that names each day that is not, or `failed`, and why.
+
+    `label` is the detector's, or what was asked for where nothing was to be run.
+    """
+    from pipeline.tracking import label_of
+
+    label = label_of(ws, label)
     reasons = {**foreign(ws, asked, label), **unfinished(ws, asked, label), **failed}
     if reasons:
         told = "; ".join(f"{day}: {why}" for day, why in sorted(reasons.items()))

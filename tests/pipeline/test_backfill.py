@@ -17,9 +17,9 @@ from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import read_incidents
 from pipeline.ingest import ingest
 from pipeline.night import missing_days, run_night
+from pipeline.promotion import promote
 from pipeline.score import load_detector, plan_shards, prepare, publish, score_shard, stale_days
 from pipeline.tables import scores_schema
-from pipeline.tracking import promote
 from pipeline.train import train, weights_digest
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, deliver, sensor_day, tables
@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Workspace:
     other = replace(detector, threshold=replace(detector.threshold, value=detector.threshold.value * 1.01))
     with tracking.run(ws, "train", "another"):
         other.save(root / "another")
-        tracking.register(ws, root / "another", weights_digest(other), {})
+        tracking.challenge(ws, tracking.register(ws, root / "another", weights_digest(other), {}))
     return ws
 
 
@@ -199,6 +199,13 @@ def test_days_that_fail_are_named_and_keep_no_other_from_running(fresh):
     assert list(missing_days(fresh, FIRST, LAST)) == [FIRST]
     with pytest.raises(NightsiftError, match="its night failed"):
         verify(fresh, ASKED, label(fresh, "champion"), {LAST: "its night failed"})
+
+
+def test_a_backfill_with_nothing_to_do_is_done(fresh):
+    """An empty plan names no version: then the days are held to the detector as it was asked for."""
+    backfill(fresh, ASKED)
+    assert plan(fresh, ASKED).days == []
+    assert verify(fresh, ASKED, ASKED.detector, {}) == "all 2 days are done"
 
 
 def test_rows_of_another_detector_are_no_day_that_is_done(fresh):
