@@ -32,11 +32,10 @@ def validate(dataset: str, params: dict[str, Any] | None = None, dag_run: Any = 
 
     Returns the shards to score.
     """
-    from pipeline.score import plan_shards, prepare
+    from pipeline.score import plan_shards
 
     ws = workspace(dataset)
     day = night_of(ws.dataset, params or {}, dag_run)
-    prepare(ws, day)
     return [asdict(shard) for shard in plan_shards(ws, day)]
 
 

@@ -10,7 +10,7 @@ import polars as pl
 from pipeline.calendar import Planned, cut, digest, read_calendar, touching, with_plan
 from pipeline.config import Dataset
 from pipeline.errors import NightsiftError
-from pipeline.score import SILENCE, among, context_days, matching, part_of, parts, read_scored
+from pipeline.score import SILENCE, among, config_digest, context_days, matching, part_of, parts, read_scored
 from pipeline.state import State, day_states, states, write_state
 from pipeline.tables import EVERYONE, clean_schema, incidents_schema, scores_schema, stretches_schema
 from pipeline.workspace import Workspace
@@ -55,7 +55,7 @@ def stale_incidents(ws: Workspace) -> list[date]:
     Days whose scores are out of date are not among them: those are `pipeline.score.stale_days`.
     """
     calendar = read_calendar(ws)
-    scored = states(ws, "score").filter(pl.col("config_digest") == ws.dataset.digest())
+    scored = states(ws, "score").filter(pl.col("config_digest") == config_digest(ws.dataset))
     made = states(ws, "incidents").join(scored, on=["day", "input_digest", "detector_version"], how="semi")
     return [
         day

@@ -24,7 +24,6 @@ from pipeline.score import (
     part_of,
     parts,
     plan_shards,
-    prepare,
     publish,
     read_scored,
     score_shard,
@@ -89,7 +88,6 @@ def run_night(
 
 def score_day(ws: Workspace, day: date, detector: str = "", entities: Sequence[str] = ()) -> Scored:
     """Validate, score and find the incidents of one day whose source is ingested."""
-    prepare(ws, day)
     shards = plan_shards(ws, day, detector, entities)
     for shard in shards:
         score_shard(ws, shard)
@@ -146,7 +144,7 @@ def why_missing(ws: Workspace, day: date, labels: Collection[str], entities: Seq
     Where `entities` are given, it is enough that these are scored.
     """
     made, digest = day_states(ws, day), night_digest(ws, day)
-    reason = _why_missing(made.get("incidents"), digest, labels)
+    reason = _why_missing(made.get("incidents"), digest, labels) or _why_unended(made)
     reason = reason or next((why for part in parts(made) if (why := _why_apart(part, made, labels))), "")
     if not reason and made["incidents"].config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
         reason = PLANNED
@@ -165,10 +163,20 @@ def _why_missing(state: State | None, digest: str, labels: Collection[str]) -> s
     return "" if state.detector_version in labels else f"it was scored by detector {state.detector_version}"
 
 
+def _why_unended(made: Mapping[str, State]) -> str:
+    scored, found = made.get("score"), made["incidents"]
+    return "" if scored is None or _same_scores(scored, found) else "its scoring has not ended"
+
+
+def _same_scores(scored: State, found: State) -> bool:
+    """Whether the incidents of which `found` is the record were made of the scores of which `scored` is."""
+    return (found.input_digest, found.detector_version) == (scored.input_digest, scored.detector_version)
+
+
 def _why_apart(part: State, made: Mapping[str, State], labels: Collection[str]) -> str:
     only = ", ".join(part.counts["only"])
     found = made.get(part_of("incidents", part.counts["only"]))
-    if found is None or (found.input_digest, found.detector_version) != (part.input_digest, part.detector_version):
+    if found is None or not _same_scores(part, found):
         return f"the scoring of {only} alone has not ended"
     return "" if part.detector_version in labels else f"{only} were scored by detector {part.detector_version}"
 

@@ -12,7 +12,7 @@ from pipeline.calendar import Planned
 from pipeline.config import Dataset
 from pipeline.errors import NightsiftError
 from pipeline.incidents import anomalies, find_incidents, read_incidents, renew_incidents, silences, stale_incidents
-from pipeline.score import Scored
+from pipeline.score import Scored, config_digest
 from pipeline.state import State, read_state, write_state
 from pipeline.tables import EVERYONE, clean_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -158,7 +158,7 @@ def publish(ws: Workspace, day: date, scores: pl.DataFrame, seen: pl.DataFrame, 
     schema = {name: kind for name, kind in clean_schema(ws.dataset).items() if name not in ("day", *seen.columns)}
     ws.lake.replace("clean", day, rows.with_columns(pl.lit(None, dtype=kind).alias(n) for n, kind in schema.items()))
     counts = asdict(Scored(str(day), len(scores), len(scores), 2, "1-abc", 0.05))
-    write_state(ws, State(day, "score", made_of, ws.dataset.digest(), "1-abc", counts))
+    write_state(ws, State(day, "score", made_of, config_digest(ws.dataset), "1-abc", counts))
 
 
 def test_a_changed_calendar_renews_the_incidents_of_its_days_alone(make_workspace: Any) -> None:
