@@ -109,6 +109,22 @@ def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
     return Notified(str(day), len(incidents), message, sent, failed, news)
 
 
+def notify_all(ws: Workspace, days: Sequence[date]) -> list[Notified]:
+    """`notify` of several days; one of which somebody could not be told keeps nobody from hearing of the others.
+
+    Raises `NightsiftError` with all that went wrong, in the end.
+    """
+    done, failed = [], []
+    for day in days:
+        try:
+            done.append(notify(ws, day))
+        except NightsiftError as error:
+            failed.append(str(error))
+    if failed:
+        raise NightsiftError("\n".join(failed))
+    return done
+
+
 def find_news(incidents: pl.DataFrame, memory: Memory, target: str, most: int) -> News:
     """What `target` has not heard of the `incidents`; pure."""
     open_ones = incidents.filter(pl.col("reason").is_null())

@@ -89,7 +89,14 @@ def test_a_failure_reaches_the_end_of_every_dag(shipped: dict[str, Any]) -> None
         rules = {task_id: task["trigger_rule"] for task_id, task in dag["tasks"].items()}
         lenient = {task_id for task_id, rule in rules.items() if rule not in ("all_success", "none_failed")}
         assert lenient == ({"check"} if dag_id == "backfill" else set()), dag_id
-        assert len(dag["leaves"]) == 1, dag_id
+
+
+def test_a_file_that_cannot_be_read_keeps_no_night_from_being_run(shipped: dict[str, Any]) -> None:
+    """The task that lands announces the nights, and another fails; what the calendar explains no more is told."""
+    tasks = shipped["dags"]["pumps_ingest"]["tasks"]
+    after = {"ingest": [], "complain": ["ingest"], "renew": ["ingest"], "notify": ["renew"]}
+    assert {name: task["after"] for name, task in tasks.items()} == after
+    assert shipped["dags"]["pumps_ingest"]["leaves"] == ["complain", "notify"]
 
 
 def test_a_yaml_dropped_in_gives_its_dags(changed: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.config import Dataset, Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.lake import Lake
-from pipeline.notify import News, build_message, notify
+from pipeline.notify import News, build_message, notify, notify_all
 from pipeline.state import State, write_state
 from pipeline.tables import incidents_schema
 from pipeline.workspace import Workspace
@@ -349,3 +349,15 @@ def test_the_budget_is_new_every_night(tmp_path: Path, server: Server, monkeypat
         day = DAY + timedelta(days=2 * n)
         find(ws, many(8), day)
         assert "notify.most" not in notify(ws, day, at("05:00") + timedelta(days=2 * n + 1)).message
+
+
+def test_of_several_days_one_that_cannot_be_told_keeps_no_other_back(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went wrong is said in the end."""
+    monkeypatch.setenv("OPS", server.url)
+    ws = night(tmp_path, frame(anomaly("pump-1", 2.0)), "OPS")
+    with pytest.raises(NightsiftError, match="2026-03-24: its incidents were not looked for yet"):
+        notify_all(ws, [DAY - timedelta(days=1), DAY])
+    assert said(server) == ["pumps: 1 incident on 2026-03-25"]
+    assert [told.sent for told in notify_all(ws, [DAY])] == [0]
