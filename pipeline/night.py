@@ -65,17 +65,24 @@ class Night:
 
 
 def run_night(
-    ws: Workspace, day: date, *, overwrite: bool = True, detector: str = "", entities: Sequence[str] = ()
+    ws: Workspace,
+    day: date,
+    *,
+    overwrite: bool = True,
+    detector: str = "",
+    entities: Sequence[str] = (),
+    labels: Collection[str] = (),
 ) -> Night:
     """Ingest, validate, score, incidents, report of one day.
 
     With `overwrite=False` a day that was done with this input and detector is left as it is, and one on which only the
     calendar has changed is not scored again. `detector` is the version to score with, as `pipeline.tracking.version`
-    takes it, without making it the champion; `entities` are names and globs of the only entities to score. Raises what
-    the steps raise; the tables of the steps that were not reached keep what they held.
+    takes it, without making it the champion; `labels` are those whose scores count as done (empty: as `accepted` has
+    it); `entities` are names and globs of the only entities to score. Raises what the steps raise; the tables of the
+    steps that were not reached keep what they held.
     """
     ingest(ws, context_days(ws.dataset, day)[0], day)
-    why = OVERWRITE if overwrite else why_missing(ws, day, accepted(ws, detector), entities)
+    why = OVERWRITE if overwrite else why_missing(ws, day, labels or accepted(ws, detector), entities)
     done = not why
     if why == PLANNED:
         find_incidents(ws, day)
