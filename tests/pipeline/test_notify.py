@@ -283,6 +283,28 @@ def test_a_target_that_failed_is_told_later_and_the_other_not_again(
     assert (len(said(server)), len(said(other))) == (1, 1)
 
 
+def test_a_target_that_failed_gets_the_same_message_later(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another target was told uses up nothing of its budget: of the night, nor of earlier days' one summary."""
+    other = Server()
+    monkeypatch.setenv("OPS", server.url)
+    monkeypatch.setenv("TEAM", other.url)
+    ws = Workspace(dataset("TEAM", "OPS", most=5), Home(tmp_path), Lake(str(tmp_path / "lake"), "pumps"))
+    now = at("05:00") + timedelta(days=1)
+    for day, incidents in ((DAY, many(4)), (DAY - timedelta(days=2), many(8))):
+        find(ws, incidents, day)
+        server.status = 500
+        with pytest.raises(NightsiftError, match="1 of 2 notifications failed"):
+            notify(ws, day, now)
+        server.status = 200
+        server.received.clear()
+        assert notify(ws, day, now).sent == 1
+        assert server.received == other.received
+        other.received.clear()
+    other.stop()
+
+
 def test_only_a_death_between_sending_and_remembering_can_say_it_twice(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
