@@ -290,9 +290,9 @@ def test_a_target_that_failed_gets_the_same_message_later(
     other = Server()
     monkeypatch.setenv("OPS", server.url)
     monkeypatch.setenv("TEAM", other.url)
-    ws = Workspace(dataset("TEAM", "OPS", most=5), Home(tmp_path), Lake(str(tmp_path / "lake"), "pumps"))
+    ws = Workspace(dataset("TEAM", "OPS", most=8), Home(tmp_path), Lake(str(tmp_path / "lake"), "pumps"))
     now = at("05:00") + timedelta(days=1)
-    for day, incidents in ((DAY, many(4)), (DAY - timedelta(days=2), many(8))):
+    for day, incidents in ((DAY, many(7)), (DAY - timedelta(days=2), many(12))):
         find(ws, incidents, day)
         server.status = 500
         with pytest.raises(NightsiftError, match="1 of 2 notifications failed"):
