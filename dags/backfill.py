@@ -5,7 +5,6 @@ from datetime import date
 from typing import Any
 
 from airflow.sdk import DAG, Param, TaskGroup, get_current_context, task
-from airflow.sdk.exceptions import AirflowFailException
 
 from pipeline.backfill import AT_ONCE, MOST_DAYS, read_form
 from pipeline.errors import NightsiftError
@@ -70,28 +69,24 @@ def choose(params: dict[str, Any] | None = None) -> str:
 @task(map_index_template="{{ label }}", **GPU)
 def night(day: str, detector: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Run one night; returns what it found."""
-    from pipeline.night import run_night
+    from pipeline.backfill import run_day
 
     get_current_context()["label"] = day
     asked = read_form(params or {})
-    ws, chosen = workspace(asked.dataset), {"detector": detector, "entities": asked.entities}
-    return asdict(run_night(ws, date.fromisoformat(day), overwrite=asked.overwrite, **chosen))
+    return asdict(run_day(workspace(asked.dataset), asked, date.fromisoformat(day), detector))
 
 
-@task(trigger_rule="all_done")
+@task(trigger_rule="all_done", retries=0)  # it looks at what is done, and does nothing that could be tried again
 def check(planned: list[dict[str, str]] | None, ran: list[Any], params: dict[str, Any] | None = None) -> str:
     """Make sure that every day that was asked for is done, and that no night failed."""
     from pipeline.backfill import verify
 
     if planned is None:
-        raise AirflowFailException("nothing was run: the task plan says why")
+        raise NightsiftError("nothing was run: the task plan says why")
     asked, done = read_form(params or {}), {night["day"] for nights in ran for night in nights or []}
     failed = {date.fromisoformat(each["day"]): "its night failed" for each in planned if each["day"] not in done}
     label = planned[0]["detector"] if planned else asked.detector
-    try:
-        return verify(workspace(asked.dataset), asked, label, failed)
-    except NightsiftError as error:
-        raise AirflowFailException(str(error)) from error
+    return verify(workspace(asked.dataset), asked, label, failed)
 
 
 if NAMES:

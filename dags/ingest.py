@@ -5,6 +5,7 @@ from typing import Any
 
 from airflow.sdk import DAG, task
 
+from pipeline.errors import GateRefusedError
 from pipeline.metrics import measured
 from pipeline.wiring import day_param, ingest_timetable, landing, nights_of, read_datasets, settings, workspace
 
@@ -14,7 +15,8 @@ Lands what is new of **{name}** ({description}) and says which days are to be sc
 Those are the days that have ended since the run before, and each earlier day that is out of date: its file came late,
 was changed or mended, or its night was not done. Every such day is a partition of the asset `{asset}`, for each of
 which `{name}_nightly` runs; so backfilling this DAG scores by itself. A file that was landed before is not read again.
-Days for which the calendar has changed get their incidents and reports anew, and are not scored again.
+One that cannot be read fails the run, and keeps no night from being scored. Days for which the calendar has changed get
+their incidents and reports anew, and are not scored again; what is explained no more is told.
 
 Trigger it with `day` to choose the night; without, it is the day before the run in {zone}.
 """
@@ -25,13 +27,16 @@ Trigger it with `day` to choose the night; without, it is the day before the run
 def ingest(
     dataset: str, params: dict[str, Any] | None = None, dag_run: Any = None, *, outlet_events: Any = None
 ) -> dict[str, Any]:
-    """Land every source file that is new or changed; returns what came and the days to score, which it announces."""
-    from pipeline.ingest import ingest
+    """Land every source file that is new or changed; returns what came and the days to score, which it announces.
+
+    Files that cannot be read keep no night from being run: `complain` names them.
+    """
+    from pipeline.ingest import land
     from pipeline.score import context_days, stale_days
 
     ws = workspace(dataset)
     first, last = nights_of(ws.dataset, params or {}, dag_run)
-    landed = ingest(ws, context_days(ws.dataset, first)[0], last)
+    landed = land(ws, context_days(ws.dataset, first)[0], last)
     nights = [str(day) for day in stale_days(ws, first, last)]
     outlet_events[landing(ws.dataset)].add_partitions(nights)
     return {"nights": nights, **asdict(landed)}
@@ -46,6 +51,24 @@ def renew(dataset: str) -> list[str]:
     return [str(day) for day in renew(workspace(dataset))]
 
 
+@task
+@measured
+def notify(dataset: str, days: list[str]) -> list[dict[str, Any]]:
+    """Tell those whom the YAML names what the calendar explains no more."""
+    from datetime import date
+
+    from pipeline.notify import notify_all
+
+    return [asdict(told) for told in notify_all(workspace(dataset), [date.fromisoformat(day) for day in days])]
+
+
+@task
+def complain(refused: list[str]) -> None:
+    """Fail with the name of each source file that could not be read, and what to do."""
+    if refused:
+        raise GateRefusedError("\n".join(refused))
+
+
 for dataset in read_datasets()[0]:
     landed = landing(dataset)
     with DAG(
@@ -55,4 +78,7 @@ for dataset in read_datasets()[0]:
         doc_md=DOC.format(name=dataset.name, description=dataset.description, asset=landed.name, zone=dataset.zone),
         params={"day": day_param("Day", "The night to land; empty: the day before the run")},
     ):
-        ingest.override(outlets=[landed])(dataset.name) >> renew(dataset.name)
+        came, renewed = ingest.override(outlets=[landed])(dataset.name), renew(dataset.name)
+        came >> renewed
+        notify(dataset.name, renewed)
+        complain(came["refused"])

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOperator
-from airflow.sdk import DAG, PartitionedAssetTimetable, get_current_context, task
+from airflow.sdk import DAG, PartitionedAssetTimetable, chain, get_current_context, task
 
 from pipeline.metrics import measured
 from pipeline.wiring import GPU, day_param, found_incidents, landing, night_of, read_datasets, settings, workspace
@@ -12,9 +12,9 @@ from pipeline.wiring import GPU, day_param, found_incidents, landing, night_of, 
 DOC = """\
 Finds what is abnormal in one day of **{name}** ({description}).
 
-`validate → score → incidents → report → notify`: each task reads tables of the lake and replaces its own day in one
-commit, so a task or a run can be repeated at any time and changes nothing the second time. It runs for each day that
-`{name}_ingest` has landed or found out of date.
+`validate → score → incidents → report`, then `notify` and `log`: each task reads tables of the lake and replaces its
+own day in one commit, so a task or a run can be repeated at any time and changes nothing the second time. It runs for
+each day that `{name}_ingest` has landed or found out of date.
 
 A gate that refuses the data fails `validate` with the reason and leaves earlier results in place.
 
@@ -32,11 +32,10 @@ def validate(dataset: str, params: dict[str, Any] | None = None, dag_run: Any = 
 
     Returns the shards to score.
     """
-    from pipeline.score import plan_shards, prepare
+    from pipeline.score import plan_shards
 
     ws = workspace(dataset)
     day = night_of(ws.dataset, params or {}, dag_run)
-    prepare(ws, day)
     return [asdict(shard) for shard in plan_shards(ws, day)]
 
 
@@ -66,15 +65,26 @@ def incidents(dataset: str, shards: list[dict[str, Any]], *, outlet_events: Any 
     return asdict(found)
 
 
-@task(max_active_tis_per_dag=1)  # two runs of one night would log it twice: MLflow can only be asked before
+@task
 @measured
 def report(dataset: str, day: str) -> str:
-    """Write the day's report for a person to open and log the night to MLflow; returns where the report is."""
+    """Write the day's report for a person to open; returns where it is."""
     from datetime import date
 
-    from pipeline.night import report_night
+    from pipeline.report import write_report
 
-    return str(report_night(workspace(dataset), date.fromisoformat(day)))
+    return str(write_report(workspace(dataset), date.fromisoformat(day)))
+
+
+@task(max_active_tis_per_dag=1)  # two runs of one night would log it twice: MLflow can only be asked before
+@measured
+def log(dataset: str, day: str) -> dict[str, float]:
+    """Log the night, with its report, to MLflow; returns its numbers."""
+    from datetime import date
+
+    from pipeline.night import log_night
+
+    return log_night(workspace(dataset), date.fromisoformat(day))
 
 
 @task(max_active_tis_per_dag=1)  # what one run of a night told, another of the same night must see
@@ -120,12 +130,12 @@ for dataset in read_datasets()[0]:
         shards = validate(name)
         scored = score.override(doc_md=score.function.__doc__).partial(dataset=name).expand(shard=shards)
         found = incidents.override(outlets=[found_incidents(dataset)])(name, shards)
-        told = notify(name, found["day"])
+        told, logged = notify(name, found["day"]), log(name, found["day"])
         retrain = TriggerDagRunOperator(
             task_id="retrain", trigger_dag_id=f"{name}_train", trigger_run_id="drift__{{ run_id }}",
             conf={"reason": "{{ ti.xcom_pull(task_ids='drift') | join(' ') }}"}, skip_when_already_exists=True,
             doc_md="Start the training, for the reasons that `drift` gave.",
         )  # fmt: skip
-        scored >> found >> report(name, found["day"]) >> told
-        last = told >> adapt(name) if dataset.threshold.adapt else told
-        last >> drift(name, found["day"]) >> retrain
+        scored >> found >> report(name, found["day"]) >> [told, logged]  # no outage of MLflow keeps a message back
+        adapted = [adapt(name)] if dataset.threshold.adapt else []
+        chain([told, logged], *adapted, drift(name, found["day"]), retrain)

@@ -11,7 +11,7 @@ DOC = """\
 Makes the detector that was the champion of **{name}** ({description}) before the present one the champion again.
 
 One step back a run, as `nightsift rollback {name}`; a run more goes one step further, to the first champion. It counts
-from the next night on; nights that were scored meanwhile are out of date, and `{name}_backfill` scores them again.
+from the next night on; nights that were scored meanwhile are out of date, and the DAG `backfill` scores them again.
 """
 
 

@@ -79,7 +79,7 @@ def read_form(form: Mapping[str, Any]) -> Backfill:
 def refuse(ws: "Workspace", asked: Backfill, now: datetime | None = None) -> None:
     """Raise `ConfigError`, in a sentence, where what is asked for cannot be run.
 
-    That is days that are none, too many or in the future, a detector that is not in the registry, and entities of which
+    That is days that are none, too many or not ended, a detector that is not in the registry, and entities of which
     nothing was landed on these days. Where nothing at all was landed on them yet, entities are not judged.
     """
     from pipeline.tracking import label_of
@@ -87,8 +87,8 @@ def refuse(ws: "Workspace", asked: Backfill, now: datetime | None = None) -> Non
     count, today = len(asked.days), ws.dataset.day_of(now or datetime.now(UTC))
     if not 1 <= count <= MOST_DAYS:
         raise ConfigError(f"from {asked.first} to {asked.last} are {count} days; a backfill takes 1 to {MOST_DAYS}")
-    if asked.last > today:
-        raise ConfigError(f"{asked.last} is in the future: today is {today} in {ws.dataset.zone}")
+    if asked.last >= today:
+        raise ConfigError(f"{asked.last} has not ended: today is {today} in {ws.dataset.zone}")
     if asked.at_once not in AT_ONCE:
         raise ConfigError(f"at_once is {asked.at_once}; it can be {', '.join(map(str, AT_ONCE))}")
     label_of(ws, asked.detector)
@@ -138,20 +138,29 @@ def unfinished(ws: "Workspace", asked: Backfill, label: str) -> dict[date, str]:
     """The days that were asked for and are not done by the detector `label`, and why."""
     from pipeline.night import why_missing
 
-    labels = _labels(ws, asked, label)
+    labels = accepted(ws, asked, label)
     reasons = {day: why_missing(ws, day, labels, asked.entities) for day in asked.days}
     return {day: why for day, why in reasons.items() if why}
 
 
-def _labels(ws: "Workspace", asked: Backfill, label: str) -> set[str]:
-    """Where the champion was asked for, versions of it that differ in adapted thresholds alone count too."""
+def accepted(ws: "Workspace", asked: Backfill, label: str) -> set[str]:
+    """The labels of the detectors whose scores count as those of the detector `label` that was chosen.
+
+    Where the champion was asked for, versions of it that differ in adapted thresholds alone count too.
+    """
     from pipeline.tracking import CHAMPION, siblings
 
     return siblings(ws, label)[1] if asked.detector == CHAMPION else {label}
 
 
 def verify(ws: "Workspace", asked: Backfill, label: str, failed: Mapping[date, str]) -> str:
-    """Say that every day is done; raises `NightsiftError` that names each day that is not, or `failed`, and why."""
+    """Say that every day is done; raises `NightsiftError` that names each day that is not, or `failed`, and why.
+
+    `label` is the detector's, or what was asked for where nothing was to be run.
+    """
+    from pipeline.tracking import label_of
+
+    label = label_of(ws, label)
     reasons = {**foreign(ws, asked, label), **unfinished(ws, asked, label), **failed}
     if reasons:
         told = "; ".join(f"{day}: {why}" for day, why in sorted(reasons.items()))
@@ -168,10 +177,18 @@ def foreign(ws: "Workspace", asked: Backfill, label: str) -> dict[date, str]:
 
     keys = ["day", "detector_version", *(["entity"] if asked.entities else [])]
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), asked.first, asked.last).select(keys).unique()
-    others = rows.filter(~pl.col("detector_version").is_in(list(_labels(ws, asked, label)))).sort(keys).collect()
+    others = rows.filter(~pl.col("detector_version").is_in(list(accepted(ws, asked, label)))).sort(keys).collect()
     if asked.entities:
         others = others.filter(pl.col("entity").is_in(matching(asked.entities, others["entity"])))
     return {day: f"scores of detector {other} stand there" for day, other, *_ in others.iter_rows()}
+
+
+def run_day(ws: "Workspace", asked: Backfill, day: date, label: str) -> "Night":
+    """Run a day that was asked for, by the detector `label`; one that is done stays as it is without `overwrite`."""
+    from pipeline.night import run_night
+
+    labels = accepted(ws, asked, label)
+    return run_night(ws, day, overwrite=asked.overwrite, detector=label, entities=asked.entities, labels=labels)
 
 
 def backfill(ws: "Workspace", asked: Backfill, say: Callable[["Night"], None] = lambda _: None) -> list["Night"]:
@@ -179,14 +196,11 @@ def backfill(ws: "Workspace", asked: Backfill, say: Callable[["Night"], None] = 
 
     A day that fails keeps no other from being run; at last `NightsiftError` names every day that is not done.
     """
-    from pipeline.night import run_night
-
     planned = plan(ws, asked)
     nights, failed = [], dict[date, str]()
     for day in asked.days:
         try:
-            detector = planned.detector if day in planned.days else asked.detector
-            nights.append(run_night(ws, day, overwrite=day in planned.days, detector=detector, entities=asked.entities))
+            nights.append(run_day(ws, asked, day, planned.detector))
             say(nights[-1])
         except NightsiftError as error:
             log.warning("%s %s: %s", asked.dataset, day, error)

@@ -1,7 +1,7 @@
 """Scores to incidents: neighbouring anomalous steps of one entity, and entities that fell silent."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -9,12 +9,14 @@ import polars as pl
 
 from pipeline.calendar import Planned, cut, digest, read_calendar, touching, with_plan
 from pipeline.config import Dataset
-from pipeline.score import SILENCE, among, context_days, matching, part_of, parts, read_scored
-from pipeline.state import day_states, states, write_state
+from pipeline.errors import NightsiftError
+from pipeline.score import SILENCE, among, config_digest, context_days, matching, part_of, parts, read_scored
+from pipeline.state import State, day_states, states, write_state
 from pipeline.tables import EVERYONE, clean_schema, incidents_schema, scores_schema, stretches_schema
 from pipeline.workspace import Workspace
 
 DRIVERS = 5
+TRIES = 5  # to make the incidents of a day whose scores change meanwhile
 QUIET_DAY = timedelta(hours=12)  # transactions come at any time: of their source, less than this is no silence
 
 
@@ -35,7 +37,7 @@ def find_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Fo
 
     An incident that began the day before, and goes on, stands on both days under the same id; so the day after is made
     anew too where it was scored earlier, and the order in which nights run does not matter. Raises `NightsiftError`
-    where the day, or these entities of it, are not scored.
+    where the day, or these entities of it, are not scored, or where others publish scores of it all the time.
     """
     read_scored(ws, day, entities)
     following = day + timedelta(days=1)
@@ -53,7 +55,7 @@ def stale_incidents(ws: Workspace) -> list[date]:
     Days whose scores are out of date are not among them: those are `pipeline.score.stale_days`.
     """
     calendar = read_calendar(ws)
-    scored = states(ws, "score").filter(pl.col("config_digest") == ws.dataset.digest())
+    scored = states(ws, "score").filter(pl.col("config_digest") == config_digest(ws.dataset))
     made = states(ws, "incidents").join(scored, on=["day", "input_digest", "detector_version"], how="semi")
     return [
         day
@@ -78,6 +80,27 @@ def incidents_digest(dataset: Dataset, day: date, calendar: Sequence[Planned]) -
 
 
 def _make_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Found:
+    """Make the day's incidents, again where scores that they are made of were published meanwhile.
+
+    Who publishes commits scores and record before making incidents, so whoever wrote last from older scores sees it.
+    """
+    for _ in range(TRIES):
+        scored = _scored(ws, day)
+        found = _replace_incidents(ws, day, entities, scored)
+        if _scored(ws, day) == scored:
+            return found
+    raise NightsiftError(f"{ws.dataset.name} {day}: the day is being scored by others; run it again")
+
+
+def _scored(ws: Workspace, day: date) -> dict[tuple[date, str], State]:
+    """What is recorded of the scores that the day's incidents are made of: those of the day before, and its own."""
+    around = (day - timedelta(days=1), day)
+    return {(d, step): state for d in around for step, state in day_states(ws, d).items() if step.startswith("score")}
+
+
+def _replace_incidents(
+    ws: Workspace, day: date, entities: Sequence[str], scored: Mapping[tuple[date, str], State]
+) -> Found:
     days, calendar = context_days(ws.dataset, day), read_calendar(ws)
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
     seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time").collect()
@@ -85,9 +108,10 @@ def _make_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> F
     found = [anomalies(scores.collect(), ws.dataset, day, calendar), silences(seen, ws.dataset, day, calendar)]
     frame = pl.concat(found).sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
     config = incidents_digest(ws.dataset, day, calendar)
+    whole, part = scored.get((day, "score")), scored.get((day, part_of("score", entities)))
     if not entities:
         ws.lake.replace("incidents", day, frame)
-        return _record(ws, day, "score", "incidents", config, _found(day, frame))
+        return _record(ws, whole, "incidents", config, _found(day, frame))
     standing = ws.lake.scan("incidents", incidents_schema(), day, day)
     names = matching(entities, {*standing.collect()["entity"], *frame["entity"]} - {EVERYONE})
     frame = frame.filter(pl.col("entity").is_in(names))
@@ -95,8 +119,8 @@ def _make_incidents(ws: Workspace, day: date, entities: Sequence[str] = ()) -> F
         ws.lake.replace("incidents", day, frame, where=among(names))
     if "incidents" in day_states(ws, day):
         everything = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
-        _record(ws, day, "score", "incidents", config, _found(day, everything))
-    return _record(ws, day, part_of("score", entities), part_of("incidents", entities), config, _found(day, frame))
+        _record(ws, whole, "incidents", config, _found(day, everything))
+    return _record(ws, part, part_of("incidents", entities), config, _found(day, frame))
 
 
 def _found(day: date, incidents: pl.DataFrame) -> Found:
@@ -104,11 +128,10 @@ def _found(day: date, incidents: pl.DataFrame) -> Found:
     return Found(str(day), len(incidents), int((incidents["kind"] == "silent").sum()), marked)
 
 
-def _record(ws: Workspace, day: date, scored: str, step: str, config: str, found: Found) -> Found:
-    """Record under `step` that the incidents were made of what is recorded under `scored`."""
-    state = day_states(ws, day).get(scored)
-    if state is not None:
-        write_state(ws, replace(state, step=step, config_digest=config, counts=asdict(found)))
+def _record(ws: Workspace, scored: State | None, step: str, config: str, found: Found) -> Found:
+    """Record under `step` that the incidents were made of the scores that `scored` is the record of."""
+    if scored is not None:
+        write_state(ws, replace(scored, step=step, config_digest=config, counts=asdict(found)))
     return found
 
 

@@ -7,7 +7,7 @@ comes on time, late or twice, and in which order files come, `landing` ends up t
 import hashlib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
@@ -26,7 +26,8 @@ log = logging.getLogger("nightsift.ingest")
 class Ingested:
     """What one ingest brought: how many files were new or changed, how many known, rows landed, days touched.
 
-    And of labels: how many were landed, and how many of them are of no known event.
+    And of labels: how many were landed, and how many of them are of no known event. `refused` has a sentence for each
+    file that could not be read.
     """
 
     files: int
@@ -35,13 +36,21 @@ class Ingested:
     days: list[str]
     labels: int = 0
     labels_unknown: int = 0
+    refused: list[str] = field(default_factory=list)
 
 
 def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -> Ingested:
+    """As `land`; in the end `GateRefusedError` names each file that could not be read, and what to do."""
+    landed = land(ws, first, last)
+    if landed.refused:
+        raise GateRefusedError("\n".join(landed.refused))
+    return landed
+
+
+def land(ws: Workspace, first: date | None = None, last: date | None = None) -> Ingested:
     """Land every source file that is new or changed; for a table or a query, the days from `first` to `last`.
 
-    Files that cannot be read do not keep the others out: those are landed first, then `GateRefusedError` names each
-    bad file and what to do.
+    Files that cannot be read keep neither the others out nor any labels.
     """
     source = ws.dataset.source
     if source.sql is not None or source.guess_format() == "delta":
@@ -68,9 +77,7 @@ def _land_files(ws: Workspace) -> Ingested:
         rows += len(frame)
         days |= _land(ws, frame, file)
         log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
-    if refused:
-        raise GateRefusedError("\n".join(refused))
-    return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)])
+    return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)], refused=refused)
 
 
 def _files(ws: Workspace) -> list[SourceFile]:

@@ -64,14 +64,17 @@ def land_labels(ws: Workspace, touched: set[date]) -> Labelled:
 
 
 def _concerned(ws: Workspace, touched: set[date]) -> list[str]:
-    """The landed files with labels on the `touched` days, or with labels that waited for an event of those days."""
-    if not touched:
-        return []
+    """The landed files with labels on the `touched` days, or with labels that waited for an event that is there now.
+
+    It is looked for on those days, and on the latest that a label rate counts: an ingest may have ended before labels.
+    """
     held = ws.lake.landed("labels")
     found = held.filter(pl.col("day").is_in(sorted(touched)))["source"].unique().to_list()
-    if held["day"].null_count():
+    latest = ws.lake.landed()["day"].max()
+    if held["day"].null_count() and isinstance(latest, date):
         waiting = ws.lake.scan("labels", labels_schema()).filter(pl.col("day").is_null())
-        events = _events(ws, "landing").filter(pl.col("day").is_in(sorted(touched)))
+        recent = pl.col("day").is_in(sorted(touched)) | (pl.col("day") >= latest - ws.dataset.label_reach)
+        events = _events(ws, "landing").filter(recent)
         ready = waiting.join(events, on="event_id", how="semi").select(pl.col("source").unique()).collect()
         found += ready["source"].to_list()
     return found

@@ -15,7 +15,8 @@ from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
 from pipeline.ingest import ingest
 from pipeline.promise import read_promise
-from pipeline.report import write_report
+from pipeline.report import STEP as REPORT
+from pipeline.report import done_state, is_reported, report_file, report_state, write_report
 from pipeline.score import (
     Scored,
     context_days,
@@ -24,17 +25,16 @@ from pipeline.score import (
     part_of,
     parts,
     plan_shards,
-    prepare,
     publish,
     read_scored,
     score_shard,
 )
-from pipeline.state import State, day_states, read_state, states
+from pipeline.state import State, day_states, read_state, state_of, states, write_state
 from pipeline.tables import MOMENT, clean_schema, key_schema, scores_schema
-from pipeline.validate import validate
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.night")
+LOG = "log"  # the step that takes a night to MLflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +65,37 @@ class Night:
 
 
 def run_night(
-    ws: Workspace, day: date, *, overwrite: bool = True, detector: str = "", entities: Sequence[str] = ()
+    ws: Workspace,
+    day: date,
+    *,
+    overwrite: bool = True,
+    detector: str = "",
+    entities: Sequence[str] = (),
+    labels: Collection[str] = (),
 ) -> Night:
     """Ingest, validate, score, incidents, report of one day.
 
     With `overwrite=False` a day that was done with this input and detector is left as it is, and one on which only the
     calendar has changed is not scored again. `detector` is the version to score with, as `pipeline.tracking.version`
-    takes it, without making it the champion; `entities` are names and globs of the only entities to score. Raises what
-    the steps raise; the tables of the steps that were not reached keep what they held.
+    takes it, without making it the champion; `labels` are those whose scores count as done (empty: as `accepted` has
+    it); `entities` are names and globs of the only entities to score. Raises what the steps raise; the tables of the
+    steps that were not reached keep what they held.
     """
     ingest(ws, context_days(ws.dataset, day)[0], day)
-    why = OVERWRITE if overwrite else why_missing(ws, day, accepted(ws, detector), entities)
+    why = OVERWRITE if overwrite else why_missing(ws, day, labels or accepted(ws, detector), entities)
     done = not why
     if why == PLANNED:
         find_incidents(ws, day)
     elif why:
         score_day(ws, day, detector, entities)
-    page = ws.home.reports / ws.dataset.name / f"{day}.html"
-    if read_state(ws, day, "incidents") is not None and (not done or not page.exists()):
+    page = report_file(ws, day)
+    if read_state(ws, day, "incidents") is not None and not (done and page.exists() and is_told(day_states(ws, day))):
         page = report_night(ws, day)
     return summary(ws, day, page if page.exists() else "", skipped=done, entities=entities)
 
 
 def score_day(ws: Workspace, day: date, detector: str = "", entities: Sequence[str] = ()) -> Scored:
     """Validate, score and find the incidents of one day whose source is ingested."""
-    prepare(ws, day)
     shards = plan_shards(ws, day, detector, entities)
     for shard in shards:
         score_shard(ws, shard)
@@ -146,7 +152,7 @@ def why_missing(ws: Workspace, day: date, labels: Collection[str], entities: Seq
     Where `entities` are given, it is enough that these are scored.
     """
     made, digest = day_states(ws, day), night_digest(ws, day)
-    reason = _why_missing(made.get("incidents"), digest, labels)
+    reason = _why_missing(made.get("incidents"), digest, labels) or _why_unended(made)
     reason = reason or next((why for part in parts(made) if (why := _why_apart(part, made, labels))), "")
     if not reason and made["incidents"].config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
         reason = PLANNED
@@ -165,10 +171,20 @@ def _why_missing(state: State | None, digest: str, labels: Collection[str]) -> s
     return "" if state.detector_version in labels else f"it was scored by detector {state.detector_version}"
 
 
+def _why_unended(made: Mapping[str, State]) -> str:
+    scored, found = made.get("score"), made["incidents"]
+    return "" if scored is None or _same_scores(scored, found) else "its scoring has not ended"
+
+
+def _same_scores(scored: State, found: State) -> bool:
+    """Whether the incidents of which `found` is the record were made of the scores of which `scored` is."""
+    return (found.input_digest, found.detector_version) == (scored.input_digest, scored.detector_version)
+
+
 def _why_apart(part: State, made: Mapping[str, State], labels: Collection[str]) -> str:
     only = ", ".join(part.counts["only"])
     found = made.get(part_of("incidents", part.counts["only"]))
-    if found is None or (found.input_digest, found.detector_version) != (part.input_digest, part.detector_version):
+    if found is None or not _same_scores(part, found):
         return f"the scoring of {only} alone has not ended"
     return "" if part.detector_version in labels else f"{only} were scored by detector {part.detector_version}"
 
@@ -197,33 +213,58 @@ def summary(ws: Workspace, day: date, page: Path | str, *, skipped: bool, entiti
     """What the tables say of a day that was scored, or of `entities` of it where they were scored alone."""
     made = day_states(ws, day)
     alone = entities if part_of("incidents", entities) in made else ()
-    valid, scored = validate(ws, day), read_scored(ws, day, alone)
+    valid, scored = done_state(ws, day, "validate").counts, read_scored(ws, day, alone)
     state = made.get(part_of("incidents", alone))
     found = Found(**state.counts) if state is not None else Found(str(day), 0, 0)
     return Night(
-        day=str(day), rows_in=valid.rows_in, rows_clean=valid.rows_clean, rows_quarantined=valid.rows_quarantined,
-        rows_duplicate=valid.rows_duplicate, steps=scored.steps, anomalous=scored.anomalous,
-        incidents=found.incidents, silent=found.silent, unseen=scored.unseen, drifting=scored.drifting,
-        detector=scored.detector, report=str(page), skipped=skipped,
+        day=str(day), rows_in=valid["rows_in"], rows_clean=valid["rows_clean"],
+        rows_quarantined=valid["rows_quarantined"], rows_duplicate=valid["rows_duplicate"], steps=scored.steps,
+        anomalous=scored.anomalous, incidents=found.incidents, silent=found.silent, unseen=scored.unseen,
+        drifting=scored.drifting, detector=scored.detector, report=str(page), skipped=skipped,
     )  # fmt: skip
 
 
 def renew(ws: Workspace) -> list[date]:
-    """Make the incidents and reports of the days anew for which the calendar has changed; these days."""
-    days = renew_incidents(ws)
+    """Make the incidents of the days anew for which the calendar has changed, and their reports; these days.
+
+    And the reports of days whose report, or its way to MLflow, was not ended since their incidents were made.
+    """
+    days = sorted({*renew_incidents(ws), *_untold(ws)})
     for day in days:
         report_night(ws, day)
     return days
 
 
+def _untold(ws: Workspace) -> list[date]:
+    """The days that were reported, but not what their incidents are now."""
+    by_day: dict[date, dict[str, State]] = {}
+    for row in states(ws).iter_rows(named=True):
+        by_day.setdefault(row["day"], {})[row["step"]] = state_of(row)
+    return [day for day, made in by_day.items() if REPORT in made and not is_told(made)]
+
+
+def is_told(made: Mapping[str, State]) -> bool:
+    """Whether the incidents of a day of which all steps have `made` that stand in its report, and in MLflow."""
+    return is_reported(made) and is_reported(made, LOG)
+
+
 def report_night(ws: Workspace, day: date) -> Path:
     """Write the report and log the night to MLflow; the report's file."""
     page = write_report(ws, day)
+    log_night(ws, day)
+    return page
+
+
+def log_night(ws: Workspace, day: date) -> dict[str, float]:
+    """Log the night and its report to MLflow, send its numbers, and record of what they were; these numbers."""
+    made_of, page = report_state(day_states(ws, day), LOG), report_file(ws, day)
     night = summary(ws, day, page, skipped=False)
     numbers = night_metrics(ws, day, night, read_scored(ws, day))
     tracking.log_night(ws, day, numbers, {"detector": night.detector}, page)
     send_metrics(ws, day, numbers, datetime.now(UTC))
-    return page
+    if made_of is not None:
+        write_state(ws, made_of)
+    return numbers
 
 
 def send_metrics(ws: Workspace, day: date, numbers: Mapping[str, float], now: datetime) -> None:

@@ -6,7 +6,8 @@ target took it; a message is sent twice only where the process dies between the 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -63,22 +64,23 @@ class Memory:
     """What was told of the days around, and how much of tonight's budget is used up.
 
     told: for each target the stretches (entity, start, end, kind) that it has heard of
-    singly: incidents told one by one since midnight, `own` of this day; summary: whether a summary of an earlier day
-        went out since; update: whether anything was told of this day before
+    singly: for each target, the incidents that it was told one by one since midnight
+    summary: the targets to which a summary of an earlier day went out since
+    update: whether anything was told of this day before
     """
 
     told: Mapping[str, pl.DataFrame]
-    singly: int = 0
-    own: int = 0
-    summary: bool = False
+    singly: Mapping[str, int]
+    summary: Collection[str] = ()
     update: bool = False
 
 
 def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
     """Log the night in one line; tell every target what it has not heard of its incidents.
 
-    At most `notify.most` incidents a night are told one by one, later looks at earlier days included; above, a summary
-    is sent instead: one for the latest night, and one for all earlier days together, after which those are silent.
+    At most `notify.most` incidents a night are told to a target one by one, later looks at earlier days included;
+    above, a summary is sent instead: one for the latest night, and one for all earlier days together, after which those
+    are silent.
 
     Raises `ConfigError` where a variable of `notify.urls_env` is not set, before anything is sent, and `NightsiftError`
     where the incidents were not looked for yet, or where a target failed, after all were tried.
@@ -95,7 +97,7 @@ def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
     memory, late = _recall(ws, day, tonight), _is_late(ws, day)
     for target in targets:
         found = find_news(incidents, memory, target.name, ws.dataset.notify.most)
-        withheld = found.summary and late and memory.summary
+        withheld = found.summary and late and target.name in memory.summary
         if len(found.incidents) and not withheld:
             title, body = build_message(ws.dataset, day, found, report_file(ws, day))
             if why := send(target, title, body):
@@ -104,9 +106,25 @@ def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
             sent, message, news = sent + 1, f"{title}\n{body}", max(news, len(found.incidents))
         elif withheld:
             log.info("%s %s: %d incidents stand in the report alone", ws.dataset.name, day, len(found.incidents))
-        _remember(ws, day, tonight, target, incidents, found, late=late, own=memory.own)
+        _remember(ws, day, tonight, target, incidents, found, late=late)
     complain(f"{ws.dataset.name} {day}", failed, len(targets))
     return Notified(str(day), len(incidents), message, sent, failed, news)
+
+
+def notify_all(ws: Workspace, days: Sequence[date]) -> list[Notified]:
+    """`notify` of several days; one of which somebody could not be told keeps nobody from hearing of the others.
+
+    Raises `NightsiftError` with all that went wrong, in the end.
+    """
+    done, failed = [], []
+    for day in days:
+        try:
+            done.append(notify(ws, day))
+        except NightsiftError as error:
+            failed.append(str(error))
+    if failed:
+        raise NightsiftError("\n".join(failed))
+    return done
 
 
 def find_news(incidents: pl.DataFrame, memory: Memory, target: str, most: int) -> News:
@@ -118,7 +136,7 @@ def find_news(incidents: pl.DataFrame, memory: Memory, target: str, most: int) -
         incidents=new,
         known=len(open_ones) - len(new),
         planned=incidents.filter(pl.col("reason").is_not_null()),
-        summary=memory.singly + len(new) > most,
+        summary=memory.singly.get(target, 0) + len(new) > most,
         update=memory.update and heard is not None,
     )
 
@@ -174,9 +192,8 @@ def _recall(ws: Workspace, day: date, tonight: date) -> Memory:
     now = [state.counts for state in records if state.counts["on"] == str(tonight)]
     return Memory(
         told,
-        singly=sum(counts["singly"] for counts in now),
-        own=sum(s.counts["singly"] for s in near if s.day == day and s.counts["on"] == str(tonight)),
-        summary=any(counts["summary"] for counts in now),
+        singly=sum((Counter(counts["singly"]) for counts in now), Counter()),
+        summary={name for counts in now for name in counts["summary"]},
         update=any(state.day == day for state in near),
     )
 
@@ -195,13 +212,10 @@ def _remember(
     news: News,
     *,
     late: bool,
-    own: int,
 ) -> None:
     """Record that `target` knows of all that the day has now; nothing where that is known."""
     before = read_state(ws, day, STEP)
-    counts: dict[str, Any] = (
-        before.counts if before else {"on": str(tonight), "singly": 0, "summary": False, "told": {}}
-    )
+    counts: dict[str, Any] = before.counts if before else {"on": str(tonight), "singly": {}, "summary": [], "told": {}}
     open_ones = incidents.filter(pl.col("reason").is_null()).sort("entity", "start", "kind")
     rows = [[e, s.isoformat(), t.isoformat(), k] for e, s, t, k in open_ones["entity", "start", "end", "kind"].rows()]
     heard = counts["told"].get(target.name, [])
@@ -209,11 +223,12 @@ def _remember(
         return
     new = heard + [row for row in rows if row not in heard]
     if counts["on"] != str(tonight):
-        counts = counts | {"on": str(tonight), "singly": 0, "summary": False}
-    singly = own + (0 if news.summary else len(news.incidents))
+        counts = counts | {"on": str(tonight), "singly": {}, "summary": []}
+    singly = counts["singly"].get(target.name, 0) + (0 if news.summary else len(news.incidents))
+    summary = {*counts["summary"], *([target.name] if news.summary and late else [])}
     counts = counts | {
-        "singly": max(counts["singly"], singly),
-        "summary": counts["summary"] or (news.summary and late),
+        "singly": counts["singly"] | {target.name: singly},
+        "summary": sorted(summary),
         "told": counts["told"] | {target.name: new},
     }
     write_state(ws, State(day, STEP, "", "", counts=counts))

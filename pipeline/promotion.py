@@ -31,6 +31,7 @@ from pipeline.train import (
     calibrator,
     count_alarms,
     evaluate,
+    evaluate_members,
     over_factors,
     relative,
     together,
@@ -252,7 +253,8 @@ def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> C
     budget: each with the threshold that the holdout itself gives. From that neither has learned; on the calibration
     data the threshold of the one that has learned from it would be too low. What analysts have judged is called by
     each one's own threshold, as that is where dismissed incidents have their effect. Beside a champion no challenger is
-    better without a holdout, nor where its own threshold, which will call the incidents, lets most of them pass.
+    better without a holdout, nor where its own threshold, which will call the incidents, lets most of them pass and the
+    champion's lets fewer.
     """
     incumbent = tracking.find(ws, tracking.CHAMPION)
     if incumbent is None:
@@ -273,10 +275,17 @@ def compare(ws: Workspace, label: str, alone: Evaluation, learned: Learned) -> C
     own, possible = alone.injected_recall, new.equal.injected_recall
     if not (part == HOLDOUT).any():
         better, words = False, NO_HOLDOUT
-    elif own is not None and possible is not None and own < DEAF * possible:
+    elif (
+        own is not None and possible is not None and own < DEAF * possible and own < _own_recall(champion, learned, ws)
+    ):
         better, words = False, f"its own threshold finds but {own:.0%} of the injected anomalies; {words}"
     note = f"; the champion has learned from {left:.0%} of this holdout" if left else ""
     return Comparison(better, words + note, table_of(new, old, left), facts_of(new, old, left))
+
+
+def _own_recall(champion: "Detector", learned: Learned, ws: Workspace) -> float:
+    """What the champion's own threshold finds of the same anomalies; 0 where it is not known."""
+    return together(evaluate_members(champion, ws.dataset, learned).values()).injected_recall or 0.0
 
 
 def _unopposed(label: str, alone: Evaluation, learned: Learned, reason: str) -> Comparison:

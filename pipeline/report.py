@@ -5,10 +5,11 @@ holds no clock and no run id, loads nothing and runs nothing; the same tables gi
 """
 
 import calendar
+import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -36,10 +37,11 @@ from pipeline.labels import label_rates, with_label_rates
 from pipeline.promise import Promise, read_promise
 from pipeline.score import parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
-from pipeline.state import State, day_states, read_state
+from pipeline.state import State, day_states, read_state, write_state
 from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
 
+STEP = "report"
 MOST_CARDS = 60  # incidents with a chart; the others stand in the table alone
 OPEN_CARDS = 5
 TOP_ROWS = 20  # incidents in the table before the fold
@@ -364,12 +366,12 @@ def _score_panel(rows: pl.DataFrame, axis: Axis, incident: Mapping[str, Any]) ->
 
 
 def write_report(ws: Workspace, day: date) -> Path:
-    """Write the report of `day` and return its file, `reports/NAME/DAY.html` in the state folder.
+    """Write the report of `day`, record what it was made of, and return its file.
 
-    The file is replaced as a whole. Raises `NightsiftError` where the day has no incidents step yet, or where the file
-    cannot be written.
+    That is `reports/NAME/DAY.html` in the state folder, replaced as a whole. Raises `NightsiftError` where the day has
+    no incidents step yet, or where the file cannot be written.
     """
-    page = report_file(ws, day)
+    page, made_of = report_file(ws, day), report_state(day_states(ws, day))
     text = render_report(read_facts(ws, day))
     part = page.with_name(f".{page.name}.{uuid.uuid4().hex}")
     try:
@@ -382,6 +384,8 @@ def write_report(ws: Workspace, day: date) -> Path:
         raise NightsiftError(
             f"the report {page} could not be written: {error.strerror}; mend that, then run it again"
         ) from error
+    if made_of is not None:
+        write_state(ws, made_of)
     return page
 
 
@@ -390,15 +394,34 @@ def report_file(ws: Workspace, day: date) -> Path:
     return ws.home.reports / ws.dataset.name / f"{day}.html"
 
 
+def report_state(made: Mapping[str, State], step: str = STEP) -> State | None:
+    """The record of a report that is made now of a day of which all steps have `made` that; None without incidents.
+
+    It names what the day's incidents were made of, those of entities that were scored apart included. With another
+    `step`, the record of that step, where it is made of the same.
+    """
+    if "incidents" not in made:
+        return None
+    found = [state for name, state in sorted(made.items()) if name.startswith("incidents")]
+    text = "\n".join(f"{each.step} {each.input_digest} {each.config_digest} {each.detector_version}" for each in found)
+    told = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return replace(made["incidents"], step=step, input_digest=told, counts={})
+
+
+def is_reported(made: Mapping[str, State], step: str = STEP) -> bool:
+    """Whether the report, or `step`, was made of the incidents that a day of which all steps have `made` that has."""
+    return step in made and made[step] == report_state(made, step)
+
+
 def read_facts(ws: Workspace, day: date) -> ReportFacts:
     """What the tables say of `day`; raises `NightsiftError` where its incidents were not looked for yet."""
-    state = _state(ws, day, "incidents")
+    state = done_state(ws, day, "incidents")
     incidents = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
     apart = [
         f"{', '.join(part.counts['only'])}: scored apart from the others, by detector {part.detector_version}"
         for part in parts(day_states(ws, day))
     ]
-    validated, unseen = _state(ws, day, "validate").counts, words.unseen_line(read_scored(ws, day))
+    validated, unseen = done_state(ws, day, "validate").counts, words.unseen_line(read_scored(ws, day))
     return ReportFacts(
         dataset=ws.dataset,
         day=day,
@@ -413,7 +436,8 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
     )
 
 
-def _state(ws: Workspace, day: date, step: str) -> State:
+def done_state(ws: Workspace, day: date, step: str) -> State:
+    """What `step` recorded for `day`; raises `NightsiftError` where it was not done."""
     state = read_state(ws, day, step)
     if state is None:
         name = ws.dataset.name

@@ -33,6 +33,7 @@ from pipeline.sequences import (
     scatter,
 )
 from pipeline.state import State, day_states, read_state, states, write_state
+from pipeline.suites import suite_digest
 from pipeline.tables import clean_schema, drifts_schema, key_schema, partitions_schema, scores_schema
 from pipeline.validate import REFUSED, input_digest, validate
 from pipeline.workspace import Workspace
@@ -159,12 +160,18 @@ def night_digests(ws: Workspace, days: Iterable[date]) -> dict[date, str]:
     return digests
 
 
+def config_digest(dataset: Dataset) -> str:
+    """16 hex digits of what decides a night's scores beside its data and the detector: the YAML and the suite."""
+    return hashlib.sha256(f"{dataset.digest()} {suite_digest(dataset)}".encode()).hexdigest()[:16]
+
+
 def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[date]:
     """The days to score tonight, in order: the night's own, `first` to `last`, and those before that are out of date.
 
-    That is a day that was scored and whose input has changed since; one that the gate refused and whose file was
+    That is a day that was scored and whose data have changed since; one that the gate refused and whose file was
     mended; and one of the last week that has landed and was never scored, as no night ran or it failed, once nights
-    have begun. A day that the gate refuses as it is waits for its file to be mended.
+    have begun. A day that the gate refuses as it is waits for its file to be mended. A change of the YAML or the suite
+    concerns the days of the last week alone: those before are left to a backfill.
     """
     last = last or first
     tonight = {first + timedelta(days=n) for n in range((last - first).days + 1)}
@@ -173,8 +180,9 @@ def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[dat
     begun = min(done, default=first)
     missed = {day for day in landed["day"].unique() if begun <= day < first <= day + SILENCE}
     mended = {day for day in refused if day >= begun}
-    now = night_digests(ws, done)
-    changed = {day for day, digest in now.items() if digest != done[day]}
+    now, config = night_digests(ws, done), config_digest(ws.dataset)
+    alike = set(known.filter(pl.col("step") == "score", pl.col("config_digest") == config)["day"])
+    changed = {day for day, digest in now.items() if digest != done[day] and (day in alike or first - day <= SILENCE)}
     waiting = {day for day, digest in refused.items() if digest == input_digest(ws, day, landed)}
     return sorted(tonight | ((changed | (missed | mended) - {*done}) - waiting))
 
@@ -228,15 +236,19 @@ def prepare(ws: Workspace, day: date) -> list[str]:
 
 
 def plan_shards(ws: Workspace, day: date, asked: str = "", entities: Sequence[str] = ()) -> list[Shard]:
-    """The shards of a night; they fix the detector and the input, so that no two shards can disagree.
+    """Validate a night's days, and plan its shards; they fix detector and input, so that no two shards can disagree.
 
     asked: the version of the detector, as `pipeline.tracking.version` takes it; empty: the champion
     entities: names and globs of the only entities to score; empty: all
+
+    Raises `GateRefusedError` where the gate refuses the day.
     """
     from pipeline import tracking
 
-    version = tracking.version(ws, asked) if asked else tracking.champion(ws)
+    # The digest is taken before the days are validated: rows that land in between make the night out of date.
     inputs, count = night_digest(ws, day), ws.dataset.shards
+    prepare(ws, day)
+    version = tracking.version(ws, asked) if asked else tracking.champion(ws)
     return [Shard(str(day), i, count, version.label, inputs, tuple(entities)) for i in range(count)]
 
 
@@ -329,13 +341,16 @@ def _staged(ws: Workspace, shard: Shard) -> tuple[pl.DataFrame, pl.DataFrame] | 
 
 
 def _publish_whole(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
+    """Replace the day's rows; its record says of which input they are once they all stand there."""
     day = date.fromisoformat(night.day)
+    record = State(day, "score", "", config_digest(ws.dataset), night.detector, asdict(summary))
+    write_state(ws, record)
     if parts(day_states(ws, day)):
         # Before the scores: a part that another process commits meanwhile is recorded once more after them.
         ws.lake.replace("partitions", day, pl.DataFrame(schema=partitions_schema()), where=PART_STEPS)
     ws.lake.replace("drifts", day, moved, detector=night.detector)
     ws.lake.replace("scores", day, rows, detector=night.detector)
-    write_state(ws, State(day, "score", night.inputs, ws.dataset.digest(), night.detector, asdict(summary)))
+    write_state(ws, replace(record, input_digest=night.inputs))
 
 
 def _publish_part(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
@@ -345,7 +360,7 @@ def _publish_part(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.Dat
     """
     day = date.fromisoformat(night.day)
     told = {**asdict(summary), "only": sorted(set(night.entities))}
-    record = State(day, part_of("score", night.entities), "", ws.dataset.digest(), night.detector, told)
+    record = State(day, part_of("score", night.entities), "", config_digest(ws.dataset), night.detector, told)
     write_state(ws, record)
     for table, frame, schema in (("drifts", moved, drifts_schema()), ("scores", rows, scores_schema(ws.dataset))):
         there = ws.lake.scan(table, schema, day, day).select(pl.col("entity").unique()).collect()["entity"]

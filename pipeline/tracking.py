@@ -87,26 +87,18 @@ def _make_store(home: Home) -> None:
 def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator[Any]:
     """An active MLflow run of the experiment `NAME/kind`; the run that was made for `key` before, where there is one.
 
-    So a night that is run again updates its page instead of adding another; a training, which has no key, is always a
-    run of its own. A run that fails is marked as failed. Raises `NightsiftError` where MLflow does not answer.
+    So a night that is run again updates its page instead of adding another, also where two processes begin it at once;
+    a training, which has no key, is always a run of its own. A run that fails is marked as failed. Raises
+    `NightsiftError` where MLflow does not answer.
     """
     api = client(ws)
     import mlflow
 
     with _answering(ws):
         experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
-        old = api.search_runs([experiment], filter_string=f"tags.key = '{key}'", max_results=1) if key else []
-        with mlflow.start_run(
-            experiment_id=experiment, run_id=old[0].info.run_id if old else None, run_name=None if old else name
-        ) as active:
-            mlflow.set_tags(
-                {
-                    **({"key": key} if key else {}),
-                    "dataset": ws.dataset.name,
-                    "git_revision": git_revision(),
-                    **airflow_tags(),
-                }
-            )
+        known = _run_of(api, experiment, name, key) if key else None
+        with mlflow.start_run(experiment_id=experiment, run_id=known, run_name=None if known else name) as active:
+            mlflow.set_tags({"dataset": ws.dataset.name, "git_revision": git_revision(), **airflow_tags()})
             yield active
 
 
@@ -120,6 +112,23 @@ def end_killed(ws: Workspace, kind: str, name: str) -> None:
             within = api.search_runs([experiment], f"{running} tags.mlflow.parentRunId = '{left.info.run_id}'")
             for each in (*within, left):
                 api.set_terminated(each.info.run_id, "KILLED")
+
+
+def _run_of(api: "MlflowClient", experiment: str, name: str, key: str) -> str:
+    """The id of the first run that was made for `key`, made now where there is none."""
+
+    def first() -> str | None:
+        order = ["attributes.start_time ASC", "attributes.run_id ASC"]
+        found = api.search_runs([experiment], f"tags.key = '{key}'", max_results=1, order_by=order)
+        return str(found[0].info.run_id) if found else None
+
+    if known := first():
+        return known
+    mine = str(api.create_run(experiment, tags={"key": key}, run_name=name).info.run_id)
+    winner = first() or mine
+    if winner != mine:  # another process made one at the same moment
+        api.delete_run(mine)
+    return winner
 
 
 @contextmanager

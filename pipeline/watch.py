@@ -6,9 +6,9 @@ from datetime import date
 from pipeline import words
 from pipeline.alerts import complain, read_targets, send
 from pipeline.errors import DeadlineMissedError
-from pipeline.report import report_file
+from pipeline.report import is_reported, report_file
 from pipeline.score import night_digest
-from pipeline.state import State, read_state, write_state
+from pipeline.state import State, day_states, read_state, write_state
 from pipeline.validate import REFUSED, input_digest
 from pipeline.validate import STEP as VALIDATE
 from pipeline.workspace import Workspace
@@ -47,7 +47,7 @@ def find_missing(ws: Workspace, day: date) -> str:
     digest, landed = night_digest(ws, day), ws.lake.landed()
     scored, found, refused, valid = (read_state(ws, day, step) for step in ("score", "incidents", REFUSED, VALIDATE))
     if found is not None and found.input_digest == digest:
-        return "" if report_file(ws, day).is_file() else words.MISSING["report"]
+        return "" if report_file(ws, day).is_file() and is_reported(day_states(ws, day)) else words.MISSING["report"]
     own = input_digest(ws, day, landed)
     if refused is not None and refused.input_digest == own:
         return words.MISSING["refused"] + "; ".join(refused.counts["reasons"])

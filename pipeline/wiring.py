@@ -157,22 +157,31 @@ def day_param(title: str, description: str, default: str | None = None) -> Param
     return Param(default, type=["null", "string"], format="date", title=title, description=description)
 
 
-def night_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> date:
-    """The day that a run is about: of the form, else its partition, else the day before the run, in the zone."""
+def night_of(dataset: Dataset, params: Mapping[str, Any], run: Any, now: datetime | None = None) -> date:
+    """The day that a run is about: of the form, else its partition, else the day before the run, in the zone.
+
+    Raises `ConfigError` where the day has not ended: what is still to come would be taken for silence.
+    """
     key = params.get("day") or run.partition_key
-    return date.fromisoformat(key) if key else dataset.day_of(run.run_after) - timedelta(days=1)
+    day = date.fromisoformat(key) if key else dataset.day_of(run.run_after) - timedelta(days=1)
+    today = dataset.day_of(now or datetime.now(UTC))
+    if day >= today:
+        raise ConfigError(f"{day} has not ended: today is {today} in {dataset.zone}")
+    return day
 
 
-def nights_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[date, date]:
-    """The first and last of the days that an ingest is about, both included.
+def nights_of(dataset: Dataset, params: Mapping[str, Any], run: Any, now: datetime | None = None) -> tuple[date, date]:
+    """The first and last of the days that an ingest is about, both included; all have ended.
 
     Those of a partition go on to the day before the next run: no day is left out where the schedule leaves out days.
+    Raises `ConfigError` as `night_of` does.
     """
-    first = night_of(dataset, params, run)
+    now = now or datetime.now(UTC)
+    first = night_of(dataset, params, run, now)
     if dataset.schedule is None or params.get("day") or not run.partition_key:
         return first, first
     ends = croniter(dataset.schedule, datetime.combine(first, time.max, dataset.tz)).get_next(datetime)
-    return first, dataset.day_of(ends) - timedelta(days=1)
+    return first, dataset.day_of(min(ends, now)) - timedelta(days=1)
 
 
 def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[datetime, datetime]:

@@ -75,6 +75,24 @@ def test_no_day_is_left_out_where_the_schedule_leaves_out_days(schedule: str, pa
     assert found == (date.fromisoformat(partition), date.fromisoformat(last))
 
 
+@pytest.mark.parametrize("day", ["2026-03-09", "2026-03-10"])
+def test_a_day_that_has_not_ended_is_refused(day: str) -> None:
+    """By the clock of the zone: what is still to come is no silence."""
+    noon = datetime(2026, 3, 9, 12, tzinfo=UTC)
+    for params, key in (({"day": day}, None), ({}, day)):
+        with pytest.raises(ConfigError, match=f"{day} has not ended: today is 2026-03-09 in UTC"):
+            wiring.nights_of(dataset(), params, run(partition_key=key), noon)
+    late = datetime(2026, 3, 8, 23, 30, tzinfo=UTC)
+    assert wiring.night_of(dataset("Europe/Berlin"), {"day": "2026-03-08"}, run(), late) == date(2026, 3, 8)
+
+
+def test_a_run_before_its_time_is_about_no_day_that_has_not_ended() -> None:
+    """A Friday's partition, run on Sunday, ends with the Saturday."""
+    weekdays = dataset().model_copy(update={"schedule": "30 2 * * 1-5"})
+    found = wiring.nights_of(weekdays, {}, run(partition_key="2026-03-06"), datetime(2026, 3, 8, 12, tzinfo=UTC))
+    assert found == (date(2026, 3, 6), date(2026, 3, 7))
+
+
 def test_the_day_of_the_form_is_one_day() -> None:
     """Whoever asks for a Friday gets the Friday, whatever the schedule."""
     weekdays = dataset().model_copy(update={"schedule": "30 2 * * 1-5"})

@@ -11,15 +11,15 @@ import polars as pl
 import pytest
 
 from pipeline import tracking
-from pipeline.backfill import Backfill, backfill, foreign, plan, read_form, refuse, unfinished, verify
+from pipeline.backfill import Backfill, backfill, foreign, plan, read_form, refuse, run_day, unfinished, verify
 from pipeline.cli import main
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import read_incidents
 from pipeline.ingest import ingest
 from pipeline.night import missing_days, run_night
+from pipeline.promotion import promote
 from pipeline.score import load_detector, plan_shards, prepare, publish, score_shard, stale_days
 from pipeline.tables import scores_schema
-from pipeline.tracking import promote
 from pipeline.train import train, weights_digest
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, deliver, sensor_day, tables
@@ -51,7 +51,7 @@ def trained(tmp_path_factory) -> Workspace:
     other = replace(detector, threshold=replace(detector.threshold, value=detector.threshold.value * 1.01))
     with tracking.run(ws, "train", "another"):
         other.save(root / "another")
-        tracking.register(ws, root / "another", weights_digest(other), {})
+        tracking.challenge(ws, tracking.register(ws, root / "another", weights_digest(other), {}))
     return ws
 
 
@@ -190,6 +190,26 @@ def test_a_night_is_scored_by_the_version_that_it_was_planned_for(fresh):
     assert publish(fresh, shards).detector == label(fresh, "1")
 
 
+def test_a_day_on_which_only_the_calendar_changed_is_not_scored_again(fresh, tmp_path):
+    """By the command line; and by the DAG, also where another version that adapted the champion has scored it."""
+    asked = replace(ASKED, last=FIRST)
+    backfill(fresh, asked)
+    adapted = fresh.home.root / "adapted"
+    detector = load_detector(tracking.champion(fresh).folder)
+    with tracking.run(fresh, "train", "adapted"):
+        detector.save(adapted)
+        version = tracking.register(fresh, adapted, "ada" * 4, {"trained": label(fresh, "champion")})
+    text = f"calendar: {{entries: [{{start: {FIRST}, reason: seals}}]}}\n"
+    (tmp_path / "demo.yaml").write_text(fresh.dataset.file.read_text() + text)
+    ws, before = open_workspace("demo", fresh.home.root, tmp_path), fresh.lake.version("scores")
+    assert plan(ws, asked).days == [FIRST]
+    assert run_day(ws, asked, FIRST, version.label).detector == label(fresh, "champion")
+    assert plan(ws, asked).days == []
+    again = open_workspace("demo", fresh.home.root, fresh.dataset.file.parent)
+    assert [night.skipped for night in backfill(again, asked)] == [False]
+    assert fresh.lake.version("scores") == before
+
+
 def test_days_that_fail_are_named_and_keep_no_other_from_running(fresh):
     """A refused day is told with its reason at the end, and the day after it is done."""
     file = fresh.home.root / "source" / f"day-{HISTORY:02}.parquet"
@@ -199,6 +219,13 @@ def test_days_that_fail_are_named_and_keep_no_other_from_running(fresh):
     assert list(missing_days(fresh, FIRST, LAST)) == [FIRST]
     with pytest.raises(NightsiftError, match="its night failed"):
         verify(fresh, ASKED, label(fresh, "champion"), {LAST: "its night failed"})
+
+
+def test_a_backfill_with_nothing_to_do_is_done(fresh):
+    """An empty plan names no version: then the days are held to the detector as it was asked for."""
+    backfill(fresh, ASKED)
+    assert plan(fresh, ASKED).days == []
+    assert verify(fresh, ASKED, ASKED.detector, {}) == "all 2 days are done"
 
 
 def test_rows_of_another_detector_are_no_day_that_is_done(fresh):
@@ -218,7 +245,8 @@ NOW = datetime(2026, 1, 20, tzinfo=UTC)
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no day": ({"first": LAST, "last": FIRST}, "are 0 days; a backfill takes 1 to 1000"),
     "many days": ({"first": date(2020, 1, 1)}, "a backfill takes 1 to 1000"),
-    "future": ({"last": date(2026, 1, 21)}, "2026-01-21 is in the future: today is 2026-01-20 in UTC"),
+    "future": ({"last": date(2026, 1, 21)}, "2026-01-21 has not ended: today is 2026-01-20 in UTC"),
+    "today": ({"last": date(2026, 1, 20)}, "2026-01-20 has not ended"),
     "number": ({"detector": "9"}, r"has no detector '9' in the registry; .* 1-[0-9a-f]{8}, 2-[0-9a-f]{8}"),
     "label": ({"detector": "1-00000000"}, "has no detector '1-00000000'"),
     "entities": ({"entities": ("m1", "pump*")}, "no entity of demo with rows from .* fits 'pump\\*'"),

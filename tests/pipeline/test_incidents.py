@@ -1,5 +1,6 @@
-"""Incidents: what fell silent and since when, and what the calendar makes of incidents."""
+"""Incidents: what fell silent and since when, what the calendar makes of them, and of which scores they are."""
 
+import itertools
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from pipeline.calendar import Planned
 from pipeline.config import Dataset
+from pipeline.errors import NightsiftError
 from pipeline.incidents import anomalies, find_incidents, read_incidents, renew_incidents, silences, stale_incidents
-from pipeline.score import Scored
+from pipeline.score import Scored, config_digest
 from pipeline.state import State, read_state, write_state
 from pipeline.tables import EVERYONE, clean_schema, scores_schema
 from pipeline.workspace import Workspace
@@ -149,19 +151,19 @@ def test_an_incident_ends_where_an_entry_begins_or_ends() -> None:
     assert told(anomalies(steps, PUMPS, DAY, [during(9, 11, "m2")])) == [("m1", 8, 12, None)]
 
 
-def publish(ws: Workspace, day: date, scores: pl.DataFrame, seen: pl.DataFrame) -> None:
+def publish(ws: Workspace, day: date, scores: pl.DataFrame, seen: pl.DataFrame, made_of: str = "old") -> None:
     """What a scored day leaves."""
     ws.lake.replace("scores", day, scores.drop("day"))
     rows = seen.filter(pl.col("event_time").is_between(*ws.dataset.day_bounds(day), "left"))
     schema = {name: kind for name, kind in clean_schema(ws.dataset).items() if name not in ("day", *seen.columns)}
     ws.lake.replace("clean", day, rows.with_columns(pl.lit(None, dtype=kind).alias(n) for n, kind in schema.items()))
     counts = asdict(Scored(str(day), len(scores), len(scores), 2, "1-abc", 0.05))
-    write_state(ws, State(day, "score", f"input of {day}", ws.dataset.digest(), "1-abc", counts))
+    write_state(ws, State(day, "score", made_of, config_digest(ws.dataset), "1-abc", counts))
 
 
 def test_a_changed_calendar_renews_the_incidents_of_its_days_alone(make_workspace: Any) -> None:
     """Without scoring: the table `scores` keeps its version; days that an entry does not touch keep their incidents."""
-    text = SENSOR.replace("  - {name: heat, unit: K, min: -50, max: 50}\n", "")
+    text = ONE_FEATURE
     ws = make_workspace(text)
     seen = readings(("m1", -24, 71.5), ("m2", -24, 71.5))
     days = [DAY + timedelta(days=n) for n in range(10)]
@@ -188,9 +190,58 @@ def test_a_changed_calendar_renews_the_incidents_of_its_days_alone(make_workspac
     assert read_incidents(ws, DAY, DAY)["reason"].to_list() == [None]
 
 
+ONE_FEATURE = SENSOR.replace("  - {name: heat, unit: K, min: -50, max: 50}\n", "")
+
+
+@pytest.fixture
+def two_days(make_workspace: Any) -> Workspace:
+    """A day and the one before it, each scored with one anomalous step."""
+    ws: Workspace = make_workspace(ONE_FEATURE)
+    for day, hour in ((BEFORE, -16), (DAY, 0.1)):
+        publish(ws, day, scored(hour, day=day), readings(("m1", -24, 23.5)))
+    return ws
+
+
+BEFORE = DAY - timedelta(days=1)
+
+
+@pytest.mark.parametrize(("moved", "hour", "start", "made_of"), [(DAY, 20, 20, "new"), (BEFORE, -0.1, -0.1, "old")])
+def test_incidents_are_made_of_the_scores_that_their_record_names(
+    two_days: Workspace, monkeypatch: pytest.MonkeyPatch, moved: date, hour: float, start: float, made_of: str
+) -> None:
+    """Where another run publishes the day, or the day before, while its incidents are made, they are made again."""
+
+    def overtaken(*args: Any) -> pl.DataFrame:
+        monkeypatch.setattr("pipeline.incidents.anomalies", anomalies)
+        publish(two_days, moved, scored(hour, day=moved), readings(), "new")
+        return anomalies(*args)
+
+    monkeypatch.setattr("pipeline.incidents.anomalies", overtaken)
+    find_incidents(two_days, DAY)
+    (found,) = read_incidents(two_days, DAY, DAY).filter(kind="anomaly")["start"]
+    assert (found - START) / HOUR == start
+    state = read_state(two_days, DAY, "incidents")
+    assert state is not None
+    assert state.input_digest == made_of
+
+
+def test_a_day_that_others_score_all_the_time_is_told(two_days: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a few tries; whoever comes last makes its incidents."""
+    numbers = itertools.count()
+
+    def overtaken(*args: Any) -> pl.DataFrame:
+        publish(two_days, DAY, scored(8), readings(), str(next(numbers)))
+        return anomalies(*args)
+
+    monkeypatch.setattr("pipeline.incidents.anomalies", overtaken)
+    with pytest.raises(NightsiftError, match="2026-03-25: the day is being scored by others; run it again"):
+        find_incidents(two_days, DAY)
+    assert next(numbers) == 5
+
+
 def test_a_source_that_is_silent_for_longer_than_a_week_keeps_its_beginning(make_workspace: Any) -> None:
     """The last reading is looked for beyond the days that a night reads."""
-    ws = make_workspace(SENSOR.replace("  - {name: heat, unit: K, min: -50, max: 50}\n", ""))
+    ws = make_workspace(ONE_FEATURE)
     from tests.conftest import deliver, sensor_day
 
     deliver(ws, sensor_day(0), "first")

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import GateRefusedError
-from pipeline.ingest import ingest, place_in_days
+from pipeline.ingest import ingest, land, place_in_days
 from pipeline.sources import list_files, read_file
 from pipeline.validate import validate
 from tests.conftest import SENSOR, deliver, sensor_day, tables
@@ -60,6 +60,8 @@ def test_good_files_land_even_when_one_is_broken(make_workspace):
     with pytest.raises(GateRefusedError, match=r"b\.parquet"):
         ingest(ws)
     assert len(tables(ws, "landing")["landing"]) == 576
+    (why,) = land(ws).refused
+    assert "b.parquet" in why
 
 
 def test_rows_in_the_future_land_with_a_problem_on_the_last_good_day(make_workspace):

@@ -80,6 +80,32 @@ def test_a_label_of_an_unknown_event_is_counted_and_changes_nothing(make_workspa
     assert len(read_labels(ws)) == 72
 
 
+def test_a_bad_file_of_events_keeps_no_label_out(make_workspace):
+    """Labels are landed before it is named."""
+    ws = make_workspace(yaml())
+    deliver(ws, card_day(0), "a")
+    (ws.home.root / "source" / "b.parquet").write_bytes(b"no parquet")
+    bring(ws, of(0), "a")
+    with pytest.raises(GateRefusedError, match=r"b\.parquet"):
+        ingest(ws)
+    assert len(read_labels(ws)) == 72
+
+
+def test_a_label_that_waits_is_placed_though_its_event_has_landed_before(make_workspace, monkeypatch):
+    """As after an ingest that ended between events and labels."""
+    ws = make_workspace(yaml())
+    deliver(ws, card_day(0), "a")
+    bring(ws, pl.concat([of(0), of(1, 2)]), "a")
+    ingest(ws)
+    deliver(ws, card_day(1), "b")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest.land_labels", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ingest(ws)
+    ingest(ws)
+    assert len(read_labels(ws)) == 144
+
+
 def test_of_two_labels_of_one_event_the_latest_files_wins(make_workspace):
     """By the files' names, in whatever order they come; within a file the last row; a changed file replaces its own."""
     for n, order in enumerate([("a", "b"), ("b", "a")]):

@@ -18,16 +18,19 @@ import pytest
 
 from pipeline.backfill import Backfill, backfill
 from pipeline.cli import main
-from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.incidents import read_incidents
-from pipeline.night import missing_days, run_night, score_days
+from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.incidents import find_incidents, read_incidents
+from pipeline.ingest import ingest
+from pipeline.night import missing_days, renew, report_night, run_night, score_days
 from pipeline.promotion import promote
 from pipeline.review import record
-from pipeline.score import load_detector, slow_drifts, stale_days
+from pipeline.score import load_detector, prepare, slow_drifts, stale_days
+from pipeline.state import day_states
 from pipeline.tracking import champion
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables
+from tests.pipeline.test_score import publish_by
 
 HISTORY = 12
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -181,8 +184,6 @@ def test_a_late_file_marks_its_own_day_and_is_scored_again(fresh, trained, tmp_p
     rows.head(len(rows) - 30).write_parquet(late)
     score_days(fresh, NIGHTS[:1])
     rows.write_parquet(late)
-    from pipeline.ingest import ingest
-
     ingest(fresh)
     assert stale_days(fresh, NIGHTS[1]) == NIGHTS
     score_days(fresh, stale_days(fresh, NIGHTS[1]))
@@ -191,8 +192,6 @@ def test_a_late_file_marks_its_own_day_and_is_scored_again(fresh, trained, tmp_p
 
 def test_a_night_that_was_not_run_is_made_up_for(fresh):
     """A landed day that nobody scored is scored with the next night of the same week, once nights have begun."""
-    from pipeline.ingest import ingest
-
     ingest(fresh)
     after, later = (NIGHTS[1] + timedelta(days=n) for n in (1, 30))
     assert stale_days(fresh, after) == [after]
@@ -203,8 +202,6 @@ def test_a_night_that_was_not_run_is_made_up_for(fresh):
 
 def test_a_refused_day_waits_until_its_file_is_mended(fresh):
     """It is not tried again night after night, but once when its file has changed, however late."""
-    from pipeline.ingest import ingest
-
     score_days(fresh, NIGHTS[:1])
     file = fresh.home.root / "source" / f"day-{HISTORY + 1:02}.parquet"
     rows = pl.read_parquet(file)
@@ -472,3 +469,62 @@ def test_a_feature_that_moved_slowly_is_a_drift_and_no_incident(trained):
     assert found["deviations"][0] == pytest.approx(5)
     assert found["usual"][0] == pytest.approx(center[m1])
     assert slow_drifts(detector, pl.DataFrame(quiet[1:]), trained.dataset)["entity"].to_list() == []
+
+
+@pytest.fixture
+def found(make_workspace, monkeypatch) -> Workspace:
+    """A day whose incidents were found, of scores that no network has made, and that was not reported yet."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "day-00")
+    ingest(ws)
+    prepare(ws, START.date())
+    publish_by(ws, "1-abc")
+    find_incidents(ws, START.date())
+    monkeypatch.setattr("pipeline.night.accepted", lambda *_: {"1-abc"})
+    return ws
+
+
+class Logging:
+    """MLflow, which counts the nights that are logged, and does not answer the first time."""
+
+    def __init__(self) -> None:
+        self.nights = 0
+
+    def __call__(self, *_args: object) -> None:
+        self.nights += 1
+        if self.nights == 1:
+            raise NightsiftError("MLflow did not answer")
+
+
+def test_a_night_that_could_not_be_logged_is_logged_by_the_next_run(found, monkeypatch):
+    """Though its page is there and its scores are up to date; once that is done, it is left as it is."""
+    monkeypatch.setattr("pipeline.tracking.log_night", logging := Logging())
+    with pytest.raises(NightsiftError, match="did not answer"):
+        run_night(found, START.date(), overwrite=False)
+    assert Path(run_night(found, START.date(), overwrite=False).report).is_file()
+    assert run_night(found, START.date(), overwrite=False).skipped
+    assert logging.nights == 2
+
+
+def test_a_report_that_a_changed_calendar_calls_for_is_not_forgotten(found, make_workspace, monkeypatch):
+    """Where it could not be made after the incidents, the next look at the calendar makes it."""
+    monkeypatch.setattr("pipeline.tracking.log_night", logging := Logging())
+    logging.nights = 1
+    report_night(found, START.date())
+    assert renew(found) == []
+    changed = make_workspace(f"{SENSOR}calendar: {{entries: [{{start: {START.date()}, reason: seals}}]}}\n")
+    logging.nights = 0
+    with pytest.raises(NightsiftError, match="did not answer"):
+        renew(changed)
+    assert renew(changed) == [START.date()]
+    assert renew(changed) == []
+
+
+def test_a_report_judges_no_rows(found, monkeypatch):
+    """Rows that the gate would refuse have landed since: the report tells of the night that was."""
+    monkeypatch.setattr("pipeline.tracking.log_night", lambda *_: None)
+    deliver(found, sensor_day(0).with_columns(flow=pl.lit(-999.0)), "day-00")
+    ingest(found)
+    before = day_states(found, START.date())
+    report_night(found, START.date())
+    assert {step: state for step, state in day_states(found, START.date()).items() if step in before} == before

@@ -15,7 +15,7 @@ import pytest
 from pipeline.config import Dataset, Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.lake import Lake
-from pipeline.notify import News, build_message, notify
+from pipeline.notify import News, build_message, notify, notify_all
 from pipeline.state import State, write_state
 from pipeline.tables import incidents_schema
 from pipeline.workspace import Workspace
@@ -283,6 +283,28 @@ def test_a_target_that_failed_is_told_later_and_the_other_not_again(
     assert (len(said(server)), len(said(other))) == (1, 1)
 
 
+def test_a_target_that_failed_gets_the_same_message_later(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What another target was told uses up nothing of its budget: of the night, nor of earlier days' one summary."""
+    other = Server()
+    monkeypatch.setenv("OPS", server.url)
+    monkeypatch.setenv("TEAM", other.url)
+    ws = Workspace(dataset("TEAM", "OPS", most=8), Home(tmp_path), Lake(str(tmp_path / "lake"), "pumps"))
+    now = at("05:00") + timedelta(days=1)
+    for day, incidents in ((DAY, many(7)), (DAY - timedelta(days=2), many(12))):
+        find(ws, incidents, day)
+        server.status = 500
+        with pytest.raises(NightsiftError, match="1 of 2 notifications failed"):
+            notify(ws, day, now)
+        server.status = 200
+        server.received.clear()
+        assert notify(ws, day, now).sent == 1
+        assert server.received == other.received
+        other.received.clear()
+    other.stop()
+
+
 def test_only_a_death_between_sending_and_remembering_can_say_it_twice(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -349,3 +371,15 @@ def test_the_budget_is_new_every_night(tmp_path: Path, server: Server, monkeypat
         day = DAY + timedelta(days=2 * n)
         find(ws, many(8), day)
         assert "notify.most" not in notify(ws, day, at("05:00") + timedelta(days=2 * n + 1)).message
+
+
+def test_of_several_days_one_that_cannot_be_told_keeps_no_other_back(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What went wrong is said in the end."""
+    monkeypatch.setenv("OPS", server.url)
+    ws = night(tmp_path, frame(anomaly("pump-1", 2.0)), "OPS")
+    with pytest.raises(NightsiftError, match="2026-03-24: its incidents were not looked for yet"):
+        notify_all(ws, [DAY - timedelta(days=1), DAY])
+    assert said(server) == ["pumps: 1 incident on 2026-03-25"]
+    assert [told.sent for told in notify_all(ws, [DAY])] == [0]

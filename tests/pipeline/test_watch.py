@@ -9,9 +9,9 @@ import pytest
 
 from pipeline.errors import DeadlineMissedError, NightsiftError
 from pipeline.ingest import ingest
-from pipeline.report import report_file
+from pipeline.report import report_file, report_state
 from pipeline.score import context_days, night_digest
-from pipeline.state import State, write_state
+from pipeline.state import State, day_states, write_state
 from pipeline.validate import validate
 from pipeline.watch import find_missing, watch
 from pipeline.workspace import Workspace
@@ -55,6 +55,10 @@ def test_each_step_that_is_missing_is_named(ws: Workspace) -> None:
     assert find_missing(ws, DAY) == "its incidents are found, but there is no report"
     report_file(ws, DAY).parent.mkdir(parents=True)
     report_file(ws, DAY).touch()
+    assert find_missing(ws, DAY) == "its incidents are found, but there is no report"  # that one is of an earlier run
+    made_of = report_state(day_states(ws, DAY))
+    assert made_of is not None
+    write_state(ws, made_of)
     assert find_missing(ws, DAY) == ""
     assert watch(ws, DAY) == "demo 2026-01-05 is done"
     deliver(ws, sensor_day(0).head(300), "day-0")

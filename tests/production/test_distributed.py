@@ -172,7 +172,7 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
     airflow.stop_mlflow()
     with pytest.raises(NightsiftError, match=r"503 The backfill was not started: MLflow at http://\S+ did not answer"):
         start_backfill(airflow, AT_START, AT_START)
-    for run, *task in ((commit, "report"), (middle, "score", 1)):
+    for run, *task in ((commit, "log"), (middle, "score", 1)):
         why = first_error(airflow, run, *task)
         assert re.fullmatch(r"MLflow at http://\S+ did not answer: .*", why), why
     airflow.start_mlflow()

@@ -1,0 +1,118 @@
+"""Which nights are to be scored, what a night is recorded to be made of, and what a kill leaves."""
+
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pipeline import tracking
+from pipeline.ingest import ingest
+from pipeline.night import why_missing
+from pipeline.score import Shard, config_digest, night_digest, plan_shards, publish, stale_days
+from pipeline.state import State, day_states, write_state
+from pipeline.tables import drifts_schema, scores_schema
+from pipeline.validate import validate
+from pipeline.workspace import Workspace
+from tests.conftest import SENSOR, START, deliver, sensor_day
+
+FIRST = START.date()
+SUITE = "expectations:\n  - type: expect_column_values_to_be_between\n    column: flow\n    max_value: 900\n"
+
+
+def day(number: int) -> date:
+    return FIRST + timedelta(days=number)
+
+
+def record(ws: Workspace, *days: date) -> None:
+    """What scoring these days from what is landed leaves."""
+    for each in days:
+        made = State(each, "score", night_digest(ws, each), config_digest(ws.dataset), "1-abc", {})
+        write_state(ws, made)
+
+
+def publish_by(ws: Workspace, detector: str) -> None:
+    """Publish one step of the first day, scored by `detector`."""
+    shard = Shard(str(FIRST), 0, 1, detector, night_digest(ws, FIRST))
+    row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": detector}
+    schema = {name: kind for name, kind in scores_schema(ws.dataset).items() if name != "day"}
+    frame = pl.DataFrame([row], schema=schema).with_columns(_promised=0.2, _unseen=pl.lit(value=False))
+    ws.lake.stage(shard.drifts, pl.DataFrame(schema=drifts_schema()).drop("detector_version", "day", strict=False))
+    ws.lake.stage(shard.key, frame)
+    publish(ws, [shard])
+
+
+def test_rows_that_land_while_a_night_is_planned_make_it_out_of_date(
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The input that a night is recorded to be made of is never newer than what was validated."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0).head(300), "day-0")
+    ingest(ws)
+
+    def validate_then_land(ws: Workspace, day: date) -> Any:
+        done = validate(ws, day)
+        deliver(ws, sensor_day(0), "day-0")
+        ingest(ws)
+        return done
+
+    monkeypatch.setattr("pipeline.score.validate", validate_then_land)
+    monkeypatch.setattr(tracking, "champion", lambda _: tracking.Version("1", "1-abc", Path()))
+    (shard,) = plan_shards(ws, FIRST)
+    assert shard.inputs != night_digest(ws, FIRST)
+
+
+def test_a_kill_between_scores_and_their_record_leaves_a_night_to_be_done(
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the day was done before from the same input: the record must not speak of other rows."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "day-0")
+    ingest(ws)
+    publish_by(ws, "1-abc")
+    write_state(ws, State(FIRST, "incidents", night_digest(ws, FIRST), ws.dataset.digest(), "1-abc", {}))
+    assert (stale_days(ws, day(30)), why_missing(ws, FIRST, {"1-abc"})) == ([day(30)], "")
+
+    def die_at_the_end(ws: Workspace, state: State) -> None:
+        if state.input_digest:
+            raise KeyboardInterrupt
+        write_state(ws, state)
+
+    monkeypatch.setattr("pipeline.score.write_state", die_at_the_end)
+    with pytest.raises(KeyboardInterrupt):
+        publish_by(ws, "2-def")
+    assert stale_days(ws, day(30)) == [FIRST, day(30)]
+    assert why_missing(ws, FIRST, {"1-abc"}) == "its scoring has not ended"
+
+
+def test_a_night_whose_incidents_are_of_earlier_scores_is_not_done(make_workspace: Callable[..., Workspace]) -> None:
+    """The process ended after the scores of another detector, and before their incidents."""
+    ws = make_workspace()
+    record(ws, FIRST)
+    write_state(ws, State(FIRST, "incidents", night_digest(ws, FIRST), ws.dataset.digest(), "0-old", {}))
+    assert day_states(ws, FIRST)["score"].detector_version == "1-abc"
+    assert why_missing(ws, FIRST, {"0-old"}) == "its scoring has not ended"
+
+
+@pytest.mark.parametrize("changed", ["yaml", "suite"])
+def test_a_changed_configuration_concerns_the_last_week_alone(
+    make_workspace: Callable[..., Workspace], tmp_path: Path, changed: str
+) -> None:
+    """Months of history are left to a backfill; a late file of long ago is scored as ever."""
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "suite.yaml").write_text(SUITE)
+    text = f"{SENSOR}suite: suite.yaml\n"
+    ws, old, latest, tonight = make_workspace(text), FIRST, day(60), day(61)
+    record(ws, old, latest)
+    assert stale_days(ws, tonight) == [tonight]
+    if changed == "yaml":
+        ws = make_workspace(text.replace("unit: K", "unit: C"))
+    else:
+        (tmp_path / "datasets" / "suite.yaml").write_text(SUITE.replace("900", "800"))
+    assert stale_days(ws, tonight) == [latest, tonight]
+    record(ws, old, latest)
+    deliver(ws, sensor_day(0), "late")
+    ingest(ws)
+    assert stale_days(ws, tonight) == [old, tonight]
