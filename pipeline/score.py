@@ -320,6 +320,7 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
     whole = [part for part in found if part is not None]
     if len(whole) < len(shards):
         if _published(ws, first):
+            ws.lake.unstage(first.place)  # what this run staged after the other one had removed the rest
             return read_scored(ws, day, first.entities)
         missing = ", ".join(f"{s.index} of {s.count}" for s, part in zip(shards, found, strict=True) if part is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")

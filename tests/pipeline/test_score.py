@@ -36,12 +36,33 @@ def record(ws: Workspace, *days: date) -> None:
 def publish_by(ws: Workspace, detector: str) -> None:
     """Publish one step of the first day, scored by `detector`."""
     shard = Shard(str(FIRST), 0, 1, detector, night_digest(ws, FIRST))
-    row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": detector}
+    stage(ws, shard)
+    publish(ws, [shard])
+
+
+def stage(ws: Workspace, shard: Shard) -> None:
+    """Stage one step of the first day as what `shard` has scored."""
+    row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": shard.detector}
     schema = {name: kind for name, kind in scores_schema(ws.dataset).items() if name != "day"}
     frame = pl.DataFrame([row], schema=schema).with_columns(_promised=0.2, _unseen=pl.lit(value=False))
     ws.lake.stage(shard.drifts, pl.DataFrame(schema=drifts_schema()).drop("detector_version", "day", strict=False))
     ws.lake.stage(shard.key, frame)
-    publish(ws, [shard])
+
+
+def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    """Of two runs at the same time the slower one finds the night published, and leaves nothing of its own behind."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "day-0")
+    ingest(ws)
+    shards = [Shard(str(FIRST), n, 2, "1-abc", night_digest(ws, FIRST)) for n in (0, 1)]
+    for shard in shards:
+        stage(ws, shard)
+    first = publish(ws, shards)
+    stage(ws, shards[1])
+    assert publish(ws, shards).steps == first.steps
+    assert [file for file in Path(ws.lake.root).rglob("_staging/**/*") if file.is_file()] == []
 
 
 def test_rows_that_land_while_a_night_is_planned_make_it_out_of_date(
