@@ -91,7 +91,6 @@ def environment(home: Home, datasets: Path, folder: Path, port: int) -> dict[str
         "scheduler": {"scheduler_idle_sleep_time": 0.3},
         "workers": {"min_heartbeat_interval": 1},  # also how long a worker may take to see that its task has ended
         "dag_processor": {"refresh_interval": 10, "min_file_process_interval": 20},
-        "usage_data_collection": {"enabled": False},
     }
     return {
         **os.environ,

@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a word for a day": ({"first": "soon"}, "422 .*days such as 2026-01-31.*soon"),
     "last before first": ({"first": "2026-03-04", "last": "2026-03-02"}, "422 .*are 0 days; a backfill takes 1 to"),
     "too many days": ({"first": "2020-01-01"}, "422 .*a backfill takes 1 to 1000"),
-    "a day to come": ({"first": "2999-01-01", "last": "2999-01-02"}, "422 2999-01-02 is in the future"),
+    "a day to come": ({"first": "2999-01-01", "last": "2999-01-02"}, "422 2999-01-02 has not ended"),
     "an unknown dataset": ({"dataset": "wells"}, "422 there is no dataset 'wells'"),
     "an unknown version": ({"detector": "7"}, "422 pumps has no detector '7' in the registry; .*1-0a1b2c3d"),
     "an untrained dataset": ({"dataset": "cards"}, "422 cards has no detector yet; train one"),

@@ -445,7 +445,7 @@ def test_a_source_that_delivers_nothing_is_an_incident_and_an_alert(fresh, monke
     ws.dataset.file.write_text(text)
     ws = open_workspace("demo", ws.home.root, ws.dataset.file.parent)
     monkeypatch.setattr("pipeline.ingest.list_files", lambda *_: [])
-    assert [night.silent for night in backfill(ws, *quiet, overwrite=False)] == [1, 1]
+    assert [run_night(ws, day, overwrite=False).silent for day in quiet] == [1, 1]
     assert ws.lake.version("scores") == version
 
 
