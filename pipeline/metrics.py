@@ -9,13 +9,16 @@ Airflow reads a DAG file, so nothing heavy stands at the top.
 | `nightsift.gpus` | gauge: on how many GPUs the latest task trained or scored; 0 where it fell back to the CPU |
 | `nightsift.step` | timer: how long a step of the night took, by the tag `step` |
 
-All have the tag `dataset`.
+All have the tag `dataset`. Plain StatsD drops tags, so while `[metrics] legacy_names_on` is set, as it is by default,
+everything goes out under a second name as well, as Airflow's own does: `nightsift.DATASET.NAME` and
+`nightsift.DATASET.step.STEP`.
 """
 
 import functools
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import ParamSpec, TypeVar
 
 PREFIX = "nightsift"
@@ -32,6 +35,8 @@ def gauges(dataset: str, numbers: Mapping[str, float]) -> None:
 
     for name, value in numbers.items():
         stats.gauge(f"{PREFIX}.{name}", value, tags={"dataset": dataset})
+        if names_hold_tags():
+            stats.gauge(f"{PREFIX}.{dataset}.{name}", value)
 
 
 def measured(step: Callable[P, R]) -> Callable[P, R]:
@@ -44,11 +49,21 @@ def measured(step: Callable[P, R]) -> Callable[P, R]:
             return step(*args, **kwargs)
         from airflow.sdk.observability import stats
 
-        tags = {"dataset": signature.bind(*args, **kwargs).arguments["dataset"], "step": step.__name__}
-        with stats.timer(f"{PREFIX}.step", tags=tags):
+        dataset, name = signature.bind(*args, **kwargs).arguments["dataset"], step.__name__
+        with ExitStack() as stack:
+            stack.enter_context(stats.timer(f"{PREFIX}.step", tags={"dataset": dataset, "step": name}))
+            if names_hold_tags():
+                stack.enter_context(stats.timer(f"{PREFIX}.{dataset}.step.{name}"))
             return step(*args, **kwargs)
 
     return timed
+
+
+def names_hold_tags() -> bool:
+    """Whether Airflow sends its metrics also under names that hold the tags."""
+    from airflow.sdk.configuration import conf
+
+    return bool(conf.getboolean("metrics", "legacy_names_on"))
 
 
 def in_airflow() -> bool:

@@ -99,15 +99,31 @@ def run_task(tmp_path: Path, collector: Collector, **env: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_task_sends_its_numbers_and_how_long_it_took(tmp_path: Path, collector: Collector) -> None:
-    """Gauges and the timer of the step arrive under Airflow's prefix, with dataset and step as tags."""
-    run_task(tmp_path, collector, AIRFLOW_CTX_DAG_ID="wells_nightly")
+WITH_TAGS_IN_NAMES: dict[str, tuple[dict[str, str], Any]] = {
+    "airflow.nightsift.wells.rows_in": ({}, 1440.0),
+    "airflow.nightsift.wells.quarantine_share": ({}, 0.25),
+    "airflow.nightsift.wells.step.score": ({}, 1),
+}
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_a_task_sends_its_numbers_and_how_long_it_took(tmp_path: Path, collector: Collector, both: bool) -> None:
+    """Gauges and the timer of the step arrive under Airflow's prefix, with dataset and step as tags.
+
+    And under names that hold those, for StatsD, which drops tags, unless Airflow is told to leave such names out.
+    """
+    run_task(tmp_path, collector, AIRFLOW_CTX_DAG_ID="wells_nightly", AIRFLOW__METRICS__LEGACY_NAMES_ON=str(both))
+    names = WITH_TAGS_IN_NAMES if both else {}
     sent = {name: told for name, told in collector.found.items() if name.startswith("airflow.nightsift.")}
-    assert sent == {
-        "airflow.nightsift.rows_in": ({"dataset": "wells"}, 1440.0),
-        "airflow.nightsift.quarantine_share": ({"dataset": "wells"}, 0.25),
-        "airflow.nightsift.step": ({"dataset": "wells", "step": "score"}, 1),
-    }
+    assert (
+        sent
+        == {
+            "airflow.nightsift.rows_in": ({"dataset": "wells"}, 1440.0),
+            "airflow.nightsift.quarantine_share": ({"dataset": "wells"}, 0.25),
+            "airflow.nightsift.step": ({"dataset": "wells", "step": "score"}, 1),
+        }
+        | names
+    )
 
 
 def test_nothing_is_sent_outside_airflow(tmp_path: Path, collector: Collector) -> None:
