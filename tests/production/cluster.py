@@ -23,6 +23,7 @@ from tests.servers import HOST, Postgres, free_port, postgres_server, redis_serv
 
 HERE = Path(__file__).parent
 PATIENCE = 500.0  # seconds after which something hangs, however busy the machine is
+ASKED = 0.5  # seconds between two questions to the API, which are not free
 SETTINGS = {
     "core": {"executor": "CeleryExecutor", "parallelism": 8, "hostname_callable": "airflow_local_settings.worker"},
     "database": {"sql_alchemy_conn": "{postgres}"},
@@ -30,7 +31,7 @@ SETTINGS = {
     "celery_broker_transport_options": {"visibility_timeout": 600},
     # A dead worker is noticed within seconds; these are minutes where nobody waits for a test.
     "scheduler": {
-        "task_instance_heartbeat_timeout": 15,
+        "task_instance_heartbeat_timeout": 12,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "scheduler_health_check_threshold": 60,
     },
@@ -146,7 +147,7 @@ class Cluster:
                 )
             return len(found) == len(set(runs)) and all(status.finished for status in found.values())
 
-        self.wait_for(", ".join(run.dag_id for run in runs), ended, seconds, poll=0.3)
+        self.wait_for(", ".join(run.dag_id for run in runs), ended, seconds, poll=1.0)
         return [found[run] for run in runs]
 
     def mend(self) -> None:

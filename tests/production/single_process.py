@@ -1,8 +1,10 @@
 """Trains and runs every night in one process: `HOME DATASETS TRAIN_FROM TRAIN_TO LAST`; what the cluster is held to."""
 
+import contextlib
 import os
 import sys
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 
 def main() -> None:
@@ -12,6 +14,9 @@ def main() -> None:
     from pipeline.train import train
     from pipeline.workspace import open_workspace
 
+    with contextlib.suppress(OSError):  # behind the cluster that is waited for, also where sessions share alike
+        Path("/proc/self/autogroup").write_text("19")
+    os.nice(19)
     home, datasets, first, after, last = sys.argv[1:]
     ws = open_workspace("pumps", home, datasets)
     train(ws, *(datetime.fromisoformat(day).replace(tzinfo=UTC) for day in (first, after)))

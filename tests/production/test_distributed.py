@@ -22,7 +22,7 @@ from pipeline.errors import NightsiftError
 from pipeline.night import days_between
 from pipeline.workspace import Workspace
 from tests.conftest import tables
-from tests.production.cluster import PATIENCE, Cluster
+from tests.production.cluster import ASKED, PATIENCE, Cluster
 from tests.production.conftest import Messages
 
 pytestmark = pytest.mark.usefixtures("training")
@@ -156,7 +156,7 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
     Each says meanwhile, in a sentence, that MLflow does not answer; a backfill is refused with it before it begins.
     """
     commit, middle = start_night(airflow, AT_COMMIT), start_night(airflow, IN_THE_MIDDLE)
-    airflow.wait_for("scoring", lambda: _is(airflow, commit, "incidents", "running"))
+    airflow.wait_for("scoring", lambda: _is(airflow, commit, "incidents", "running"), poll=ASKED)
     airflow.stop_mlflow()
     with pytest.raises(NightsiftError, match=r"503 The backfill was not started: MLflow at http://\S+ did not answer"):
         start_backfill(airflow, AT_START, AT_START)
@@ -165,10 +165,11 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
         assert re.fullmatch(r"MLflow at http://\S+ did not answer: .*", why), why
     airflow.start_mlflow()
     airflow.wait_for("MLflow", airflow.mlflow_answers)
+    backfill = start_backfill(airflow, AT_START, AT_START)
     for status in airflow.finish(commit, middle):
         if status.state == "failed":  # MLflow was away for longer than the retries last: that takes another run
             succeed(airflow, start_night(airflow, AT_COMMIT if status.run == commit else IN_THE_MIDDLE))
-    succeed(airflow, start_backfill(airflow, AT_START, AT_START))
+    succeed(airflow, backfill)
     same_tables(ws, alone, AT_COMMIT, IN_THE_MIDDLE, AT_START)
     told_once(inbox, alone, AT_COMMIT, IN_THE_MIDDLE)
 
@@ -207,7 +208,7 @@ def first_error(airflow: Cluster, run: Run, task_id: str, map_index: int = -1) -
         task = airflow.task(run, task_id, map_index)
         return task if task and (task.state in ("up_for_retry", "failed") or task.tries > 1) else None
 
-    return airflow.rest.log_error(run, replace(airflow.wait_for(f"{task_id} to fail", failed), tries=1))
+    return airflow.rest.log_error(run, replace(airflow.wait_for(f"{task_id} to fail", failed, poll=ASKED), tries=1))
 
 
 @contextlib.contextmanager
