@@ -31,7 +31,7 @@ SETTINGS = {
     "celery_broker_transport_options": {"visibility_timeout": 600},
     # A dead worker is noticed within seconds; these are minutes where nobody waits for a test.
     "scheduler": {
-        "task_instance_heartbeat_timeout": 12,
+        "task_instance_heartbeat_timeout": 20,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "scheduler_health_check_threshold": 60,
     },
