@@ -67,6 +67,7 @@ format: $(READY)  ## Format the code
 lock: $(READY)  ## Resolve all locks anew from pyproject.toml
 	@$(LOCK) --extra dev --extra celery --extra kubernetes --extra server pyproject.toml -o requirements.lock
 	@echo 'tensorflow[and-cuda]' | $(LOCK) --constraint requirements.lock - -o requirements-gpu.lock
+	@sed -i 's|-c $(CURDIR)/|-c |' requirements-gpu.lock
 	@$(LOCK) --group torch --constraint requirements.lock -o requirements-torch.lock
 
 bench: $(READY)  ## Run every benchmark but bench-scheduler and write its figures to var/bench
