@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 COMPOSE ?= docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve env up test lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
+.PHONY: help setup demo serve env up test pictures lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,9 @@ up:  ## Build the image and start the services of docker-compose.yml (COMPOSE=po
 
 test: $(READY) $(TORCH)  ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+pictures: $(READY)  ## Take the pictures of docs/pictures anew (needs chromium)
+	@NIGHTSIFT_PICTURES=docs/pictures $(BIN)/python -m pytest tests/browser
 
 lint: $(READY)  ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

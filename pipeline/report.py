@@ -137,7 +137,7 @@ def render_report(facts: ReportFacts) -> str:
     anomalies = found.filter(pl.col("kind") != "silent")
     silent = found.filter(pl.col("kind") == "silent")
     entries, open_ones = list(_entries(anomalies, facts)), anomalies["reason"].null_count()
-    page = _environment().get_template("report.html.jinja")
+    page = environment().get_template("report.html.jinja")
     return page.render(
         dataset=facts.dataset,
         day=facts.day,
@@ -170,7 +170,8 @@ def _furthest(drifts: pl.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of all pages; what comes from data is escaped."""
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),
@@ -229,11 +230,17 @@ def _entries(anomalies: pl.DataFrame, facts: ReportFacts) -> Iterator[Entry]:
     parts = facts.around.partition_by("entity", as_dict=True)
     for rank, incident in enumerate(anomalies.iter_rows(named=True), start=1):
         rows = parts.get((incident["entity"],)) if rank <= MOST_CARDS else None
-        yield _entry(rank, incident, facts, rows)
+        yield _entry(rank, incident, facts.dataset, facts.day, rows)
 
 
-def _entry(rank: int, incident: Mapping[str, Any], facts: ReportFacts, rows: pl.DataFrame | None) -> Entry:
-    dataset, day = facts.dataset, facts.day
+def read_entry(ws: Workspace, incident: Mapping[str, Any]) -> Entry:
+    """One incident, a row of the table `incidents` that is no silence, in words and with its chart."""
+    day = incident["day"]
+    rows = _around(ws, day, pl.DataFrame([incident], schema=incidents_schema()))
+    return _entry(1, incident, ws.dataset, day, rows)
+
+
+def _entry(rank: int, incident: Mapping[str, Any], dataset: Dataset, day: date, rows: pl.DataFrame | None) -> Entry:
     start, end = incident["start"], incident["end"]
     first, last = dataset.day_bounds(day)
     left, right = (min(max((t - first) / (last - first), 0.0), 1.0) * 100 for t in (start, end))
@@ -255,7 +262,7 @@ def _entry(rank: int, incident: Mapping[str, Any], facts: ReportFacts, rows: pl.
         threshold=words.number(incident["threshold"]),
         rarity=words.rarity(incident["p_value"]),
         details=details,
-        chart=None if rows is None else _chart(incident, rows, facts),
+        chart=None if rows is None else _chart(incident, rows, dataset),
     )
 
 
@@ -314,9 +321,8 @@ def _silent(incident: Mapping[str, Any], facts: ReportFacts) -> tuple[str, str, 
     return words.who(incident), when, length, words.clean_text(reason)
 
 
-def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, facts: ReportFacts) -> Chart | None:
+def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, dataset: Dataset) -> Chart | None:
     """The leading drivers and the score around the incident; None where its rows are no longer in the tables."""
-    dataset = facts.dataset
     rows = surroundings(entity_rows, incident["start"], incident["end"], dataset)
     if rows.is_empty():
         return None
