@@ -17,15 +17,18 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from croniter import croniter
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     ValidationError,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from pipeline.errors import ConfigError
 
@@ -34,6 +37,11 @@ LONGEST = 100 * 366 * 86400  # seconds; a longer duration is a typing error
 # Windows before a day that a sensor is scored over too, for smoothing and slow baseline to settle.
 WARM_UP = 16
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
+# How a YAML writes what JSON has no type for, as far as a pattern can tell; what reads it below tells the rest.
+DURATION = r"^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)\s*$"
+CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+WHEN = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
+CRON = r"^\s*\d+\s+\d+(\s+\S+){3}\s*$"
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".csv.gz": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 # What the pipeline itself calls the columns of its tables; a feature of that name would hide them.
 RESERVED = {"day", "entity", "event_time", "event_id", "source", "source_digest", "source_row", "problems", "raw",
@@ -42,6 +50,11 @@ RESERVED = {"day", "entity", "event_time", "event_id", "source", "source_digest"
 # The ways to state a threshold in the YAML; one at a time.
 Rule = Literal["false_alarms", "p_value", "quantile", "score"]
 RULES: tuple[Rule, ...] = get_args(Rule)
+
+
+def _text(pattern: str) -> dict[str, Any]:
+    """The JSON schema of a text of that pattern."""
+    return {"type": "string", "pattern": pattern}
 
 
 def parse_duration(value: object) -> timedelta:
@@ -64,15 +77,15 @@ def format_duration(value: timedelta) -> str:
     return f"{value / timedelta(milliseconds=1)}ms".replace(".0ms", "ms")
 
 
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
+Duration = Annotated[
+    timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration), WithJsonSchema(_text(DURATION))
+]
 
 
-def check_schedule(schedule: str | None) -> str | None:
+def check_schedule(schedule: str) -> str:
     """The cron expression as it is; raises `ValueError` where it does not name one minute and one hour."""
-    fields = schedule.split() if schedule is not None else []
-    if schedule is None or (
-        len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule)
-    ):
+    fields = schedule.split()
+    if len(fields) == 5 and all(field.isdigit() for field in fields[:2]) and croniter.is_valid(schedule):
         return schedule
     raise ValueError(
         f"schedule {schedule!r} is not a cron expression of at most once a day; write a minute, an hour and which "
@@ -104,8 +117,18 @@ def parse_clock(value: object) -> time:
     return time.fromisoformat(text)
 
 
-When = Annotated[date | datetime, BeforeValidator(parse_when), PlainSerializer(lambda value: value.isoformat())]
-Clock = Annotated[time, BeforeValidator(parse_clock), PlainSerializer(lambda value: f"{value:%H:%M}")]
+When = Annotated[
+    date | datetime,
+    BeforeValidator(parse_when),
+    PlainSerializer(lambda value: value.isoformat()),
+    WithJsonSchema(_text(WHEN)),
+]
+Clock = Annotated[
+    time, BeforeValidator(parse_clock), PlainSerializer(lambda value: f"{value:%H:%M}"), WithJsonSchema(_text(CLOCK))
+]
+# An entity's name, or a glob of several; YAML takes some of them for numbers.
+Entities = list[Annotated[str, BeforeValidator(str), WithJsonSchema({"type": ["string", "number"]})]]
+Cron = Annotated[str, AfterValidator(check_schedule), WithJsonSchema(_text(CRON))]
 
 
 class Strict(BaseModel):
@@ -151,8 +174,10 @@ class Feature(Strict):
 
     name: str = Field(pattern=NAME, description="what the feature is called in tables and reports")
     column: str = Field("", description="the source's column; the name when left out")
-    type: Literal["numeric", "categorical"] = "numeric"
-    unit: str = ""
+    type: Literal["numeric", "categorical"] = Field(
+        "numeric", description="numeric: a number; categorical: a text, which counts by how rare it is"
+    )
+    unit: str = Field("", description="stands behind its values in reports and messages")
     min: float | None = Field(None, description="the least plausible value; rows below go to quarantine")
     max: float | None = Field(None, description="the greatest plausible value; rows above go to quarantine")
     log: bool = Field(False, description="model log(1 + value); for amounts that span orders of magnitude")
@@ -185,8 +210,12 @@ class SequenceFeature(Strict):
     A label_rate comes from the labels of all entities' events of the same category, as old as `labels.delay`.
     """
 
-    name: str = Field(pattern=NAME)
-    kind: Literal["time_since_last", "ratio_to_history", "rolling_count", "rolling_sum", "label_rate"]
+    name: str = Field(pattern=NAME, description="what the feature is called in tables and reports")
+    kind: Literal["time_since_last", "ratio_to_history", "rolling_count", "rolling_sum", "label_rate"] = Field(
+        description="time_since_last: since the entity's event before; ratio_to_history: the value over the mean of "
+        "its earlier ones; rolling_count, rolling_sum: of its events up to and with this one; label_rate: the share of "
+        "anomalies among the labelled events"
+    )
     of: str | None = Field(
         None, description="the numeric feature that ratio_to_history and rolling_sum work on; for label_rate the "
         "categorical feature, or the entity's column, whose rate it is",
@@ -233,8 +262,8 @@ class Labels(Strict):
 class Window(Strict):
     """What the model sees at once: `steps` segments of `rows` readings or events."""
 
-    steps: int = Field(8, ge=1, le=256)
-    rows: int = Field(8, ge=1, le=1024)
+    steps: int = Field(8, ge=1, le=256, description="segments, over which the network recurs")
+    rows: int = Field(8, ge=1, le=1024, description="readings or events of a segment, over which it convolves")
 
 
 class Grid(Strict):
@@ -257,21 +286,22 @@ class Grid(Strict):
 class Model(Strict):
     """How the autoencoder is built and trained."""
 
-    kind: Literal["convlstm1d", "conv1d", "lstm"] = "convlstm1d"
+    kind: Literal["convlstm1d", "conv1d", "lstm"] = Field("convlstm1d", description="the network's layers")
     filters: list[Annotated[int, Field(ge=1, le=512)]] = Field(
-        [24], min_length=1, max_length=4, description="of convlstm1d; the other kinds get as many parameters as it has"
-    )
-    kernel: int = Field(3, ge=1, le=31)
-    latent: int = Field(16, ge=1, le=1024)
+        [24], min_length=1, max_length=4,
+        description="of convlstm1d, one number a layer; the other kinds get as many parameters as it has",
+    )  # fmt: skip
+    kernel: int = Field(3, ge=1, le=31, description="how many neighbouring rows a filter sees")
+    latent: int = Field(16, ge=1, le=1024, description="numbers of each segment that pass the bottleneck")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = Field(
         "float32", description="Keras' dtype policy; the mixed ones are for GPUs with tensor cores: "
         "mixed_bfloat16 from Ampere on, mixed_float16 before",
     )  # fmt: skip
-    epochs: int = Field(10, ge=1, le=1000)
-    batch: int = Field(64, ge=1, le=65536)
+    epochs: int = Field(10, ge=1, le=1000, description="how often training goes through its windows")
+    batch: int = Field(64, ge=1, le=65536, description="windows between two updates of the weights")
     windows: int = Field(5000, ge=64, description="at most this many training windows, drawn with the seed")
-    seed: int = Field(0, ge=0)
-    scope: str | dict[str, list[str]] = Field(
+    seed: int = Field(0, ge=0, description="the same seed and data give the same detector on the same kind of machine")
+    scope: Literal["all", "entity"] | dict[str, Entities] = Field(
         "all",
         description="who shares a detector: all; entity, each has its own; or groups, each a name and its entities "
         "(names or globs), as in {deep: [well-1, well-2*]}. Who has too little data, or no group, is scored by the one "
@@ -286,7 +316,7 @@ class Model(Strict):
         groups = scope if isinstance(scope, dict) else {}
         if not groups or not all(group and isinstance(names, list) and names for group, names in groups.items()):
             raise ValueError("write all, entity, or groups of entities such as {deep: [well-1, well-2*]}")
-        return {str(group): [str(name) for name in names] for group, names in groups.items()}
+        return {str(group): names for group, names in groups.items()}
 
 
 class Training(Strict):
@@ -295,18 +325,13 @@ class Training(Strict):
     days: int = Field(28, ge=1, description="how many days before the training day the scheduled training learns from")
     calibration: float = Field(0.3, gt=0, lt=0.9, description="share of the time for residual scale and threshold")
     holdout: float = Field(0.1, ge=0, lt=0.9, description="share of the time for the final evaluation")
-    schedule: str | None = Field(
-        None, description="cron expression of the training; on drift and on demand when left out"
+    schedule: Cron | None = Field(
+        None, description="when a training starts; on drift and on demand alone when left out"
     )
     promotion: Literal["auto", "human", "never"] = Field(
         "auto", description="auto: a new detector that is no worse becomes the champion; human: a person is asked in "
         "Airflow; never: it stays the challenger until nightsift promote",
     )  # fmt: skip
-
-    @field_validator("schedule")
-    @classmethod
-    def _cron(cls, schedule: str | None) -> str | None:
-        return check_schedule(schedule)
 
     @model_validator(mode="after")
     def _some_left(self) -> Self:
@@ -322,8 +347,10 @@ class Threshold(Strict):
         None, gt=0, le=1000, description="false incidents allowed per entity and day; 0.05 by default"
     )
     p_value: float | None = Field(None, gt=0, lt=1, description="how often a normal step may score as high")
-    quantile: float | None = Field(None, gt=0, lt=1, description="the quantile of normal steps' scores to call from")
-    score: float | None = Field(None, gt=0, description="a fixed score, the same for every entity")
+    quantile: float | None = Field(
+        None, gt=0, lt=1, examples=[0.9999], description="the quantile of normal steps' scores to call from"
+    )
+    score: float | None = Field(None, gt=0, examples=[3.5], description="a fixed score, the same for every entity")
     adapt: bool = Field(False, description="let the nightly run adapt the entities' thresholds to the nights before")
 
     @model_validator(mode="before")
@@ -374,17 +401,12 @@ class CalendarEntry(Strict):
     end: When | None = Field(
         None, description="a day, which is included, or a moment, which is not; a day's start alone is that whole day"
     )
-    entities: list[str] = Field(default_factory=list, description="names or globs; all entities when left out")
+    entities: Entities = Field(default_factory=list, description="names or globs; all entities when left out")
     reason: str = Field(min_length=1, description="what stands in the report")
     action: Literal["mark", "suppress"] = Field(
         "mark",
         description="mark: incidents stand in table and report with the reason, and alert nobody; suppress: none",
     )
-
-    @field_validator("entities", mode="before")
-    @classmethod
-    def _names(cls, entities: Any) -> Any:
-        return [str(name) for name in entities] if isinstance(entities, list) else entities
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -411,7 +433,7 @@ def _instant(when: date | datetime, zone: zoneinfo.ZoneInfo) -> datetime:
 class Calendar(Strict):
     """When nothing is to be learned and nobody to be alerted: entries here, and those of a table."""
 
-    entries: list[CalendarEntry] = Field(default_factory=list)
+    entries: list[CalendarEntry] = Field(default_factory=list, description="stretches that stand in the YAML itself")
     path: str | None = Field(
         None,
         description="a table with the columns start, end, entities (separated by ;), reason, action; as source.path",
@@ -436,10 +458,12 @@ class Calendar(Strict):
 class Dataset(Strict):
     """One YAML: a source, its entity, event time and features, and how to learn from them."""
 
-    name: str = Field(pattern=NAME)
-    kind: Literal["sensor", "transaction"]
-    description: str = ""
-    owner: str = Field("nightsift", min_length=1)
+    name: str = Field(pattern=NAME, description="the file's name without .yaml; may be left out")
+    kind: Literal["sensor", "transaction"] = Field(
+        description="sensor: readings on a clock with a cadence; transaction: events at any time"
+    )
+    description: str = Field("", description="one line for the report and for Airflow")
+    owner: str = Field("nightsift", min_length=1, description="who stands as the owner of its DAGs in Airflow")
     source: Source
     entity: str = Field(min_length=1, description="the source column that names the machine, card or account")
     event_time: str = Field(min_length=1, description="the source column that says when it happened")
@@ -450,8 +474,10 @@ class Dataset(Strict):
         None,
         description="how far back over midnight a night looks for context; enough for a window, or 30d, by default",
     )
-    features: list[Feature] = Field(min_length=1)
-    sequence_features: list[SequenceFeature] = Field(default_factory=list)
+    features: list[Feature] = Field(min_length=1, description="the columns that the model sees")
+    sequence_features: list[SequenceFeature] = Field(
+        default_factory=list, description="transaction only: features of an event that come from earlier events"
+    )
     labels: Labels | None = Field(None, description="transaction only: what is known of earlier events by now")
     suite: str | None = Field(None, description="the Great Expectations suite, relative to the YAML")
     grid: Grid = Grid()
@@ -462,12 +488,12 @@ class Dataset(Strict):
     incidents: Incidents = Incidents()
     notify: Notify = Notify()
     calendar: Calendar = Calendar()
-    schedule: str | None = Field(None, description="cron expression of the nightly run; on demand only when left out")
+    schedule: Cron | None = Field(None, description="when the night begins; on demand only when left out")
     deadline: Clock | None = Field(
         None, description="the hour of the zone's clock by which a scheduled night is done, or an alert is sent"
     )
     shards: int = Field(1, ge=1, le=1000, description="how many tasks share the scoring of a night")
-    file: Path = Field(Path(), exclude=True, repr=False)
+    file: SkipJsonSchema[Path] = Field(Path(), exclude=True, repr=False)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -477,7 +503,6 @@ class Dataset(Strict):
             raise ValueError(
                 f"zone {self.zone!r} is not known; use an IANA name such as UTC or Europe/Berlin"
             ) from error
-        check_schedule(self.schedule)
         if self.kind == "sensor" and self.cadence is None:
             raise ValueError("a sensor dataset needs cadence: the time between two readings, such as 1m")
         if self.kind == "sensor" and self.sequence_features:
