@@ -10,6 +10,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, sync_playwright
 
+from tests.browser import taken
+
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -86,9 +88,14 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the tests put the pictures that they take: `docs/pictures` for `make pictures`, else a folder of theirs."""
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the tests put the pictures that they take: `docs/pictures` for `make pictures`, else a folder of theirs.
+
+    In the end it is noted there what those show that were taken.
+    """
     given = os.environ.get("NIGHTSIFT_PICTURES")
     folder = Path(given) if given else tmp_path_factory.mktemp("pictures")
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    before = taken.times(folder)
+    yield folder
+    taken.note(folder, before)
