@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import completion
-from pipeline.config import Dataset, Home, datasets_dir, load_dataset
+from pipeline.config import Dataset, Home, dataset_names, datasets_dir, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.terminal import err, fail, out, plain, print_table, say, show, width, working, wrapped
 
@@ -83,6 +83,7 @@ def command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Calla
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; a failure ends in one sentence on standard error and its exit code."""
     logging.basicConfig(level=os.environ.get("NIGHTSIFT_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("urllib3").setLevel(os.environ.get("NIGHTSIFT_LOG", "ERROR"))  # each try that it repeats
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app(args=list(argv) if argv is not None else None, prog_name="nightsift", standalone_mode=True)
@@ -139,6 +140,13 @@ def days_of(dataset: Dataset, first: str, last: str) -> list[date]:
     return [begin + timedelta(days=n) for n in range((until - begin).days + 1)]
 
 
+def _begun(dataset: Dataset, days: list[date]) -> list[date]:
+    """The days; raises `ConfigError` where one is still to come, which would be taken for a day of silence."""
+    if days[-1] > (today := dataset.day_of(datetime.now(UTC))):
+        raise ConfigError(f"{days[-1]} is still to come: today is {today} in {dataset.zone}; choose an earlier --to")
+    return days
+
+
 def nights_asked(ws: "Workspace", since: str | None, until: str | None, nights: int | None) -> tuple[date, date]:
     """The first and the last night that is asked for: the latest that was scored, where nothing says otherwise."""
     if since and nights:
@@ -161,7 +169,8 @@ def _latest(ws: "Workspace") -> date:
     newest = newest_day(ws, "incidents")
     if newest is None:
         name = ws.dataset.name
-        raise NightsiftError(f"no night of {name} is scored yet; run: nightsift score {name} --from DAY --to DAY")
+        raise NightsiftError(f"no night of {name} is scored yet in {ws.home.lake}; choose another --home, or run: "
+                             f"nightsift score {name} --from DAY --to DAY")  # fmt: skip
     return newest
 
 
@@ -212,10 +221,12 @@ def check(
     """
     from pipeline.onboard import check as check_all
 
+    if name is not None and name not in dataset_names(datasets):
+        load_dataset(name, datasets)
     with working(as_json):
         findings = [f for f in check_all(datasets_dir(datasets), Home.at(home)) if name in (None, f.dataset)]
     if not findings:
-        load_dataset(name or "", datasets)
+        raise ConfigError(f"no dataset at all in {datasets_dir(datasets)}; write one with: nightsift init")
     bad = [finding for finding in findings if not finding.ok]
     lines = [f"{'ok    ' if f.ok else 'FAILED'} {f.dataset} {f.what}: {f.message}" for f in findings]
     show([asdict(finding) for finding in findings], as_json, *lines)
@@ -310,7 +321,7 @@ def validate(
     from pipeline.validate import validate as run
 
     ws = _open(name, home, datasets)
-    days = days_of(ws.dataset, first, last)
+    days = _begun(ws.dataset, days_of(ws.dataset, first, last))
     results = []
     with working(as_json):
         bring(ws, days[0], days[-1])
@@ -339,7 +350,7 @@ def score(
     from pipeline.night import score_days
 
     ws = _open(name, home, datasets)
-    days = days_of(ws.dataset, first, last)
+    days = _begun(ws.dataset, days_of(ws.dataset, first, last))
     with working(as_json):
         results = score_days(ws, days, lambda r: None if as_json else show(None, False, _scored(name, r)))
     if as_json:
@@ -678,7 +689,13 @@ def _import(ws: "Workspace", source: str, by: str, as_json: bool) -> None:
     from pipeline.review import read_sheet, record_all
 
     now = datetime.now(UTC)
-    said = read_sheet(ws, sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes())
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{source} cannot be read: {error.strerror}; name the CSV that --export has written"
+        ) from error
+    said = read_sheet(ws, content)
     entries = record_all(ws, said, by, now)
     new = sum(entry["reviewed_at"] == now for entry in entries)
     known = f", {len(entries) - new:,} were recorded before" if len(entries) > new else ""

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -19,13 +18,13 @@ _UNSAFE = re.compile(r"[^\w .-]")  # zsh evaluates what it is offered, and entit
 
 
 def _quietly(offer: Callable[[typer.Context], Offer]) -> Callable[[typer.Context, str], Offer]:
-    @wraps(offer)
     def complete(ctx: typer.Context, incomplete: str) -> Offer:
         try:
             return [(word, _UNSAFE.sub("?", told)) for word, told in offer(ctx) if word.startswith(incomplete)]
         except Exception:  # noqa: BLE001 - whatever is wrong, the command itself will say it
             return []
 
+    complete.__doc__ = offer.__doc__  # not all that `functools.wraps` takes over: typer reads the signature
     return complete
 
 
@@ -38,7 +37,9 @@ def _place(ctx: typer.Context, option: str) -> Any:
 def _opened(ctx: typer.Context) -> "Workspace":
     from pipeline.workspace import open_workspace
 
-    return open_workspace(ctx.params["name"], _place(ctx, "home"), _place(ctx, "datasets"))
+    # Where the word to complete is an option's value, what stands before it is not parsed into arguments.
+    name = ctx.params.get("name") or ctx.args[0]
+    return open_workspace(name, _place(ctx, "home"), _place(ctx, "datasets"))
 
 
 @_quietly
