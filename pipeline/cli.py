@@ -439,6 +439,29 @@ def missing(
         raise typer.Exit(1)
 
 
+@command(NIGHT, "nightsift notify pumps --day 2024-01-31 --dry-run")
+def notify(
+    name: Name,
+    day: Day,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent now; send nothing")] = False,
+    home: HomeDir = None,
+    datasets: Datasets = None,
+    as_json: Json = False,
+) -> None:
+    """Tell those whom the YAML names what they have not heard of a day, as the night does."""
+    from pipeline.notify import notify as run
+    from pipeline.notify import preview
+
+    ws = _open(name, home, datasets)
+    if dry_run:
+        seen = preview(ws, _day(day))
+        show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
+        return
+    told = run(ws, _day(day))
+    show(asdict(told), as_json, f"{name} {day}: {told.incidents} incidents, {told.news} of them new, "
+         f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
+
+
 @command(
     LOOK,
     "nightsift incidents pumps",

@@ -195,9 +195,9 @@ def _by_type(node: Node, place: tuple[str, ...]) -> str:
 def _between(node: Node, low: str, high: str) -> str:
     """The bounds that the keys `low` and `high` of the schema hold, such as `1 to 256`; empty without any."""
     if low in node and high in node:
-        return f"{node[low]:g} to {node[high]:g}"
+        return f"{node[low]:,.9g} to {node[high]:,.9g}"
     words = {low: "at least", "exclusiveMinimum": "above", high: "at most", "exclusiveMaximum": "below"}
-    return ", ".join(f"{word} {node[key]:g}" for key, word in words.items() if key in node)
+    return ", ".join(f"{word} {node[key]:,.9g}" for key, word in words.items() if key in node)
 
 
 def _default(node: Node) -> str:
