@@ -178,8 +178,12 @@ class Feature(Strict):
         "numeric", description="numeric: a number; categorical: a text, which counts by how rare it is"
     )
     unit: str = Field("", description="stands behind its values in reports and messages")
-    min: float | None = Field(None, description="the least plausible value; rows below go to quarantine")
-    max: float | None = Field(None, description="the greatest plausible value; rows above go to quarantine")
+    min: float | None = Field(
+        None, description="the least plausible value: below it, rows go to quarantine where no suite says otherwise"
+    )
+    max: float | None = Field(
+        None, description="the greatest plausible value: above it, rows go to quarantine where no suite says otherwise"
+    )
     log: bool = Field(False, description="model log(1 + value); for amounts that span orders of magnitude")
 
     @model_validator(mode="before")
@@ -525,7 +529,10 @@ class Dataset(Strict):
         default_factory=list, description="transaction only: features of an event that come from earlier events"
     )
     labels: Labels | None = Field(None, description="transaction only: what is known of earlier events by now")
-    suite: str | None = Field(None, description="the Great Expectations suite, relative to the YAML")
+    suite: str | None = Field(
+        None,
+        description="the Great Expectations suite, relative to the YAML; made from the features' bounds when left out",
+    )
     grid: Grid = Grid()
     window: Window = Window()
     model: Model = Model()

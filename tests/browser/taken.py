@@ -17,6 +17,7 @@ DRAWS = (
     "pipeline/figures.py",
     "pipeline/words.py",
     "plugins/*.py",
+    "tests/lake.py",
 )
 NOTES = "taken.json"
 
