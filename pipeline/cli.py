@@ -76,7 +76,7 @@ AnyState = Literal["open", "confirmed", "dismissed", "all"]
 
 def command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command under the heading `panel`, with `examples` at the end of its help."""
-    title = "Examples:" if len(examples) > 1 else "Example:"
+    title = "Example:" if sum(line.startswith("nightsift") for line in examples) == 1 else "Examples:"
     return app.command(rich_help_panel=panel, epilog="\n".join(["\b", title, *(f"  {line}" for line in examples)]))
 
 
@@ -191,7 +191,11 @@ def _past(ws: "Workspace", text: str | None) -> date:
     return day
 
 
-@command(SET_UP, "nightsift init wells --source 'data/wells/*.parquet' --entity well --event-time time")
+@command(
+    SET_UP,
+    "nightsift init wells --source 'data/wells/*.parquet' \\",
+    "    --entity well --event-time time",
+)
 def init(
     name: Annotated[str, typer.Argument(help="what the dataset shall be called")],
     source: Annotated[str, typer.Option(help="a file, glob or Delta table")],
@@ -443,7 +447,7 @@ def missing(
     LOOK,
     "nightsift incidents pumps",
     "nightsift incidents pumps --nights 7 --state open --severity 2",
-    "nightsift incidents pumps --from 2024-01-01 --to 2024-02-01 --entity 'pump-00*'",
+    "nightsift incidents pumps --from 2024-01-01 --entity 'pump-00*' --json",
 )
 def incidents(
     name: Name,
@@ -714,7 +718,7 @@ def _user() -> str:
         return "unknown"
 
 
-@command(LOOK, "nightsift scores pumps --from 2024-01-31 --to 2024-02-03 --out scores.parquet")
+@command(LOOK, "nightsift scores pumps --from 2024-01-31 --to 2024-02-03 --out s.parquet")
 def scores(
     name: Name,
     first: From,
