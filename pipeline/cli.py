@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from pipeline import completion
 from pipeline.config import Dataset, Home, dataset_names, datasets_dir, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
-from pipeline.terminal import err, fail, out, plain, print_table, say, show, width, working, wrapped
+from pipeline.terminal import LogLines, err, fail, out, plain, print_table, say, show, width, working, wrapped
 
 if TYPE_CHECKING:
     import polars as pl
@@ -82,7 +82,9 @@ def command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Calla
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; a failure ends in one sentence on standard error and its exit code."""
-    logging.basicConfig(level=os.environ.get("NIGHTSIFT_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    lines, level = LogLines(), os.environ.get("NIGHTSIFT_LOG", "WARNING")
+    lines.setLevel(level)  # there are libraries that set the level of their own loggers
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[lines])
     logging.getLogger("urllib3").setLevel(os.environ.get("NIGHTSIFT_LOG", "ERROR"))  # each try that it repeats
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:

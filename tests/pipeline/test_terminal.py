@@ -2,6 +2,8 @@
 
 import io
 import json
+import logging
+import re
 import sys
 from collections.abc import Iterator
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from pipeline.progress import counted, heard_by, tell
-from pipeline.terminal import Column, fit, plain, print_table, show, working, wrapped
+from pipeline.terminal import Column, LogLines, fit, plain, print_table, say, show, working, wrapped
 
 LAYOUTS = [
     [Column("id", ["0123456789ab"]), Column("entity", ["pump-7"]), Column("what", ["vibration and current"])],
@@ -113,11 +115,17 @@ def test_on_a_terminal_a_bar_shows_how_far_work_is_and_goes(monkeypatch: pytest.
     monkeypatch.setattr(sys, "stdout", pipe)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "80")
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "logged\x1b[31m", None, None)
+    monkeypatch.setattr(logging.getLogger("x"), "handlers", [LogLines()])
     with working():
         for n in counted("nights", range(3)):
             print(f"night {n}")
+            say(f"said {n}")
+            logging.getLogger("x").handle(record)
     assert "nights" in screen.getvalue()
     assert "/3" in screen.getvalue()
+    for line in ("said 2", "logged [31m"):  # above the bar, on a line of its own
+        assert re.search(rf"\x1b\[2K(\x1b\[2m)?{re.escape(line)}(\x1b\[0m)?\n", screen.getvalue())
     assert pipe.getvalue() == "night 0\nnight 1\nnight 2\n"
     left = screen.getvalue().rpartition("\x1b[2K")[2]
     assert left.strip() == "\x1b[?25h"  # the line is cleared, the cursor is back
