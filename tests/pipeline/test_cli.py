@@ -256,14 +256,15 @@ def test_the_report_of_the_latest_night_opens_in_a_browser(
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
     code, told, _ = run("report", "pumps", "--open")
     page = re.search(r"wrote (\S+)", told)
     assert page is not None
     assert Path(page[1]).name == "2026-03-25.html"
     assert (code, f"no browser to open here; copy the file, or open file://{page[1]}" in told) == (0, True)
+    assert opened == []
     monkeypatch.setenv("BROWSER", "true")
-    opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: not opened.append(url))
     assert json.loads(run("report", "pumps", "--open", "--json")[1]) == {
         "report": page[1], "day": "2026-03-25", "opened": True
     }  # fmt: skip
