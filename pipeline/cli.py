@@ -488,8 +488,8 @@ def _chosen(
 
 
 def _list(ws: "Workspace", first: date, last: date, found: "pl.DataFrame", everything: "pl.DataFrame") -> None:
-    from pipeline.browse import in_columns
     from pipeline.review import count_states
+    from pipeline.walk import in_columns
     from pipeline.words import count
 
     when = _when(first, last)
@@ -637,8 +637,8 @@ def _record(ws: "Workspace", incident: str, verdict: str, note: str, by: str, as
 
 
 def _review_one(ws: "Workspace", incident: str, by: str, as_json: bool) -> None:
-    from pipeline.browse import in_lines
     from pipeline.review import read_one
+    from pipeline.walk import in_lines
 
     found = read_one(ws, incident)
     if as_json:
@@ -652,7 +652,7 @@ def _review_one(ws: "Workspace", incident: str, by: str, as_json: bool) -> None:
 
 def _walk(ws: "Workspace", found: "pl.DataFrame", by: str) -> None:
     """Ask for a verdict on one incident after the other, and tell what came of it."""
-    from pipeline.browse import walk
+    from pipeline.walk import walk
 
     given = walk(ws, found, by, tell=lambda line: out().print(plain(line)), key=typer.getchar, ask=input, room=width())
     said = [f"{given[word]:,} {word}" for word in ("confirmed", "dismissed") if given[word]]

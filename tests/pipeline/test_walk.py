@@ -7,10 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pipeline.browse import in_columns, in_lines, walk
 from pipeline.errors import ConfigError
 from pipeline.review import history, read_one, read_reviewed, record
 from pipeline.terminal import fit
+from pipeline.walk import in_columns, in_lines, walk
 from pipeline.workspace import Workspace
 from tests.lake import DAY, at, fill, incident, pumps, readings, silence, workspace
 
