@@ -18,7 +18,7 @@ from typer.core import TyperGroup
 from pipeline import completion
 from pipeline.config import Dataset, Home, dataset_names, datasets_dir, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
-from pipeline.terminal import err, fail, out, plain, print_table, say, show, width, working, wrapped
+from pipeline.terminal import LogLines, err, fail, out, plain, print_table, say, show, width, working, wrapped
 
 if TYPE_CHECKING:
     import polars as pl
@@ -76,13 +76,15 @@ AnyState = Literal["open", "confirmed", "dismissed", "all"]
 
 def command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command under the heading `panel`, with `examples` at the end of its help."""
-    title = "Examples:" if len(examples) > 1 else "Example:"
+    title = "Example:" if sum(line.startswith("nightsift") for line in examples) == 1 else "Examples:"
     return app.command(rich_help_panel=panel, epilog="\n".join(["\b", title, *(f"  {line}" for line in examples)]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; a failure ends in one sentence on standard error and its exit code."""
-    logging.basicConfig(level=os.environ.get("NIGHTSIFT_LOG", "WARNING"), format="%(levelname)s %(name)s: %(message)s")
+    lines, level = LogLines(), os.environ.get("NIGHTSIFT_LOG", "WARNING")
+    lines.setLevel(level)  # there are libraries that set the level of their own loggers
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[lines])
     logging.getLogger("urllib3").setLevel(os.environ.get("NIGHTSIFT_LOG", "ERROR"))  # each try that it repeats
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
@@ -191,7 +193,11 @@ def _past(ws: "Workspace", text: str | None) -> date:
     return day
 
 
-@command(SET_UP, "nightsift init wells --source 'data/wells/*.parquet' --entity well --event-time time")
+@command(
+    SET_UP,
+    "nightsift init wells --source 'data/wells/*.parquet' \\",
+    "    --entity well --event-time time",
+)
 def init(
     name: Annotated[str, typer.Argument(help="what the dataset shall be called")],
     source: Annotated[str, typer.Option(help="a file, glob or Delta table")],
@@ -466,7 +472,7 @@ def notify(
     LOOK,
     "nightsift incidents pumps",
     "nightsift incidents pumps --nights 7 --state open --severity 2",
-    "nightsift incidents pumps --from 2024-01-01 --to 2024-02-01 --entity 'pump-00*'",
+    "nightsift incidents pumps --from 2024-01-01 --entity 'pump-00*' --json",
 )
 def incidents(
     name: Name,
@@ -505,8 +511,8 @@ def _chosen(
 
 
 def _list(ws: "Workspace", first: date, last: date, found: "pl.DataFrame", everything: "pl.DataFrame") -> None:
-    from pipeline.browse import in_columns
     from pipeline.review import count_states
+    from pipeline.walk import in_columns
     from pipeline.words import count
 
     when = _when(first, last)
@@ -654,8 +660,8 @@ def _record(ws: "Workspace", incident: str, verdict: str, note: str, by: str, as
 
 
 def _review_one(ws: "Workspace", incident: str, by: str, as_json: bool) -> None:
-    from pipeline.browse import in_lines
     from pipeline.review import read_one
+    from pipeline.walk import in_lines
 
     found = read_one(ws, incident)
     if as_json:
@@ -669,7 +675,7 @@ def _review_one(ws: "Workspace", incident: str, by: str, as_json: bool) -> None:
 
 def _walk(ws: "Workspace", found: "pl.DataFrame", by: str) -> None:
     """Ask for a verdict on one incident after the other, and tell what came of it."""
-    from pipeline.browse import walk
+    from pipeline.walk import walk
 
     given = walk(ws, found, by, tell=lambda line: out().print(plain(line)), key=typer.getchar, ask=input, room=width())
     said = [f"{given[word]:,} {word}" for word in ("confirmed", "dismissed") if given[word]]
@@ -737,7 +743,7 @@ def _user() -> str:
         return "unknown"
 
 
-@command(LOOK, "nightsift scores pumps --from 2024-01-31 --to 2024-02-03 --out scores.parquet")
+@command(LOOK, "nightsift scores pumps --from 2024-01-31 --to 2024-02-03 --out s.parquet")
 def scores(
     name: Name,
     first: From,

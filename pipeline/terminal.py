@@ -5,6 +5,7 @@ NO_COLOR, FORCE_COLOR and TERM=dumb are heeded. What goes to no terminal is neit
 
 import contextlib
 import json
+import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,12 @@ from pipeline.progress import heard_by
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
     from rich.text import Text
 
 GAP = "  "
 MANY = 20  # things from which on their number is told where there is no terminal
+_drawn: "Console | None" = None  # on which bars are drawn now; what is printed meanwhile has to go through it
 TOLD = {"nights", "epochs"}  # what each line that is printed anyway is about
 
 
@@ -47,12 +50,20 @@ def show(value: Any, as_json: bool, *lines: object) -> None:
         print(json.dumps(value, default=str, indent=1))
     else:
         for line in lines:
-            out().print(plain(line))
+            (_drawn if _drawn and sys.stdout.isatty() else out()).print(plain(line))
 
 
-def say(line: object) -> None:
-    """Print, dim and on the standard error, what long work has to tell."""
-    err().print(plain(line), style="dim")
+def say(line: object, style: str = "dim") -> None:
+    """Print on the standard error what long work has to tell."""
+    (_drawn or err()).print(plain(line), style=style)
+
+
+class LogLines(logging.Handler):
+    """Prints log records on the standard error, above a bar that is drawn there."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        say(self.format(record), style="")
 
 
 def fail(sentence: str) -> None:
@@ -178,12 +189,23 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
             if what in tasks:
                 bars.remove_task(tasks.pop(what))
         elif what not in tasks and total > 1:
-            bars.start()
             tasks[what] = bars.add_task(what, total=total, completed=done)
         elif what in tasks:
             bars.update(tasks[what], completed=done, total=total)
+        _draw(bars, on=bool(tasks))
 
     try:
         yield listen
     finally:
+        _draw(bars, on=False)
+
+
+def _draw(bars: "Progress", *, on: bool) -> None:
+    """Begin or cease to draw the bars; they are gone then."""
+    global _drawn  # noqa: PLW0603 - as there is one terminal
+    if on and _drawn is None:
+        bars.start()
+        _drawn = bars.console
+    elif not on and _drawn is not None:
         bars.stop()
+        _drawn = None
