@@ -14,7 +14,7 @@ OPEN = "Open the incident"
 
 # What Markdown takes for a mark: an underscore not within a word, a number only where it begins a line as in a list.
 _ACTIVE = re.compile(r"([\\`*\[\]<~]|(?<!\w)_|_(?!\w)|\|(?=\|)|(?<=\|)\||&(?=#?\w+;))")
-_AT_START = re.compile(r"(?m)^([#>+=-])|^(\d+)([.)])(?=\s)")
+_AT_START = re.compile(r"(?m)^([#>+=-])|^(\d+)([.)])(?=\s|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +110,7 @@ def _markdown_link(label: str, url: str) -> str:
 
 
 def _html(message: Message) -> str:
+    """A page; addresses are shown, for the plain text that Apprise makes of it has no others."""
     from pipeline.report import environment
 
-    return environment().get_template("message.html.jinja").render(message=message, open=OPEN)
+    return environment().get_template("message.html.jinja").render(message=message)

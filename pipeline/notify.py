@@ -441,9 +441,9 @@ def _heard(records: Sequence[State], what: str) -> dict[str, pl.DataFrame]:
 
 
 def _stretches(rows: Sequence[tuple[date, Sequence[Any]]]) -> pl.DataFrame:
-    """Stretches with their kind and severity, and the day on which they stood."""
+    """Stretches with their kind, severity (which earlier versions did not keep), and the day on which they stood."""
     schema = stretches_schema() | {"kind": pl.String, "severity": pl.Float64, "day": pl.Date}
-    parsed = [(row[0], *map(datetime.fromisoformat, row[1:3]), row[3], row[4], day) for day, row in rows]
+    parsed = [(row[0], *map(datetime.fromisoformat, row[1:3]), *[*row[3:], None][:2], day) for day, row in rows]
     return pl.DataFrame(parsed, schema=schema, orient="row")
 
 

@@ -305,7 +305,7 @@ def budget_line(left_out: pl.DataFrame, most: int) -> str:
 
 
 def peak_lines(incident: Mapping[str, Any], dataset: Dataset, most: int = 2) -> list[str]:
-    """`vibration was 14.2 mm/s where 3.1 mm/s was expected (62 %)`: each leading driver at the peak."""
+    """`vibration was 14.2 mm/s where 3.1 mm/s was expected (62 % of the score)`: each leading driver at the peak."""
     return [_peak_line(driver, dataset) for driver in leading(incident, most)]
 
 
@@ -315,7 +315,7 @@ def _peak_line(driver: Mapping[str, Any], dataset: Dataset) -> str:
     rate = isinstance(feature := declared(dataset, name), SequenceFeature) and feature.kind == "label_rate"
     was = "was missing" if observed == NOTHING else f"was {observed}"
     where = "" if rate or expected == NOTHING else f" where {expected} was expected"
-    return f"{feature_label(name)} {was}{where} ({percent(driver['share'])})"
+    return f"{feature_label(name)} {was}{where} ({percent(driver['share'])} of the score)"
 
 
 def how_sure(incident: Mapping[str, Any]) -> str:

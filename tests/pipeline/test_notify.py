@@ -12,16 +12,18 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pipeline.cli import main
 from pipeline.config import Dataset, Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import incident_id
 from pipeline.lake import Lake
 from pipeline.message import Message, render
-from pipeline.notify import News, build_message, notify, notify_all
+from pipeline.notify import News, build_message, notify, notify_all, preview
 from pipeline.score import Scored
 from pipeline.state import State, write_state
 from pipeline.tables import incidents_schema, scores_schema
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, open_workspace
+from tests.conftest import SENSOR
 
 DAY = date(2026, 3, 25)
 SECRET = "hunter2secret"
@@ -32,12 +34,14 @@ class Server:
 
     def __init__(self) -> None:
         self.received: list[dict] = []
+        self.paths: list[str] = []
         self.status = 200
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 length = int(self.headers["Content-Length"])
+                outer.paths.append(self.path)
                 outer.received.append(json.loads(self.rfile.read(length)))
                 self.send_response(outer.status)
                 self.end_headers()
@@ -136,7 +140,7 @@ def test_message_says_what_where_since_when_how_sure_and_where_there_is_more(mon
     assert message.title == "pumps: 8 incidents on 2026-03-25"
     assert parts[0].splitlines() == [
         "pump-7: from 14:02 to 15:40 UTC (1 h 38 min)",
-        "  vibration was 15 mm/s where 3 mm/s was expected (62 %)",
+        "  vibration was 15 mm/s where 3 mm/s was expected (62 % of the score)",
         "  8 × the threshold; about once in 50,000 normal steps",
         "  https://airflow.example/nightsift/incidents/pumps/2026-03-25/pump-7%2014%3A02",
     ]
@@ -314,6 +318,22 @@ def test_a_night_that_is_run_again_says_nothing_twice(
     find(ws, frame())
     assert notify(ws, DAY).sent == 0
     assert said(server) == []
+
+
+def test_what_an_earlier_version_remembered_counts(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It kept no severities and no recoveries; nothing is told anew, and what comes is remembered beside it."""
+    monkeypatch.setenv("OPS", server.url)
+    ws = night(tmp_path, frame(anomaly("pump-1", 2.0)), "OPS")
+    told = [["pump-1", at("14:02").isoformat(), at("15:40").isoformat(), "anomaly"]]
+    counts = {"on": str(DAY), "singly": {"OPS": 1}, "summary": [], "told": {"OPS": told}}
+    write_state(ws, State(DAY, "notify", "", "", counts=counts))
+    assert notify(ws, DAY).sent == 0
+    find(ws, frame(anomaly("pump-1", 2.0), anomaly("pump-2", 2.0)))
+    assert [notify(ws, DAY).sent, notify(ws, DAY).sent] == [1, 0]
+    find(ws, frame(shifted(anomaly("pump-1", 2.0), 1)), NEXT)
+    assert "Again, told of lately: pump-1" in notify(ws, NEXT).message
 
 
 def test_a_silence_that_goes_on_is_told_once(tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -654,3 +674,76 @@ def test_a_recovery_is_told_with_the_latest_night_and_only_to_who_has_heard_of_t
     assert said(server) == ["pumps: 1 incident on 2026-03-25", "pumps: 1 recovered on 2026-03-27"]
     other.stop()
     assert other.received == []
+
+
+# --- the dry run
+
+
+def test_a_dry_run_shows_what_each_target_would_be_sent_and_sends_nothing(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the name of its variable and in its form, or why nothing; it is sent afterwards as if nobody had looked."""
+    mild = {"urls_env": ["ONCALL"], "severity": 3}
+    monkeypatch.setenv("OPS", f"{server.url} {server.url}?format=markdown")
+    monkeypatch.setenv("ONCALL", server.url)
+    monkeypatch.delenv("NOBODY", raising=False)
+    ws = workspace(tmp_path, "OPS", routes=[mild, {"urls_env": ["NOBODY"]}])
+    find(ws, frame(anomaly("pump-1", 2.0)))
+    before = ws.lake.scan("partitions", {"step": pl.String, "counts": pl.String}).collect()
+    seen = preview(ws, DAY)
+    assert [(one.target, one.form, one.title) for one in seen] == [
+        ("OPS (1 of 2)", "text", "pumps: 1 incident on 2026-03-25"),
+        ("OPS (2 of 2)", "markdown", "pumps: 1 incident on 2026-03-25"),
+        ("ONCALL", "text", ""),
+        ("NOBODY", "text", "pumps: 1 incident on 2026-03-25"),
+    ]
+    assert seen[1].body.startswith("**pump-1**: from 14:02")
+    assert seen[2].remark == "there is no incident for it"
+    assert "notify.routes names NOBODY, but this environment variable is not set" in seen[3].remark
+    assert SECRET not in str(seen)
+    assert server.received == []
+    assert ws.lake.scan("partitions", {"step": pl.String, "counts": pl.String}).collect().equals(before)
+    monkeypatch.setenv("NOBODY", server.url)
+    assert notify(ws, DAY).sent == 3
+    assert [one.remark for one in preview(ws, DAY)][:2] == ["told before: 1 incident"] * 2
+    assert [message["message"] for message in server.received[:2]] == [one.body for one in seen[:2]]
+
+
+def test_the_command_shows_or_tells(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run needs no variable; without, one that is missing is wrong configuration, and then it tells once."""
+    (tmp_path / "pumps.yaml").write_text(SENSOR + "notify: {urls_env: [OPS]}\n")
+    ws = open_workspace("pumps", tmp_path, tmp_path)
+    find(ws, frame(anomaly("pump-1", 2.0)))
+    line = ["notify", "pumps", "--day", str(DAY), "--home", str(tmp_path), "--datasets", str(tmp_path)]
+    monkeypatch.delenv("OPS", raising=False)
+    assert _exit_code([*line, "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("--- OPS (text): pumps.yaml: notify.urls_env names OPS, but this environment variable is n")
+    assert "pump-1: from 14:02 to 15:40 UTC" in shown
+    assert _exit_code(line) == 2
+    monkeypatch.setenv("OPS", server.url)
+    assert _exit_code([*line, "--dry-run", "--json"]) == 0
+    (one,) = json.loads(capsys.readouterr().out)
+    assert (one["target"], one["title"]) == ("OPS", "pumps: 1 incident on 2026-03-25")
+    assert server.received == []
+    for _ in range(2):
+        assert _exit_code(line) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "pumps 2026-03-25: 1 incidents, 1 of them new, 0 recovered; 1 targets were told",
+        "pumps 2026-03-25: 1 incidents, 0 of them new, 0 recovered; 0 targets were told",
+    ]
+    assert len(server.received) == 1
+
+
+def _exit_code(line: list[str]) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main(line)
+    return int(ended.value.code or 0)
+
+
+def test_a_dry_run_shows_what_somebody_would_be_sent_where_nobody_is_named(tmp_path: Path) -> None:
+    """So that a message can be looked at before an address is at hand."""
+    (one,) = preview(night(tmp_path, frame(anomaly("pump-1", 2.0))), DAY)
+    assert (one.remark, one.title) == ("pumps.yaml: notify names nobody", "pumps: 1 incident on 2026-03-25")
