@@ -1,6 +1,7 @@
 """A reader of docs' pages who does what they say, and compares what is seen with what is shown.
 
-docs/README.md tells the readers of the pages the same rules: what is run, and what may differ.
+docs/README.md tells the readers of the pages the same rules: what is run, and what may differ. To follow one page in an
+empty folder, with the checkout on the PYTHONPATH: `python -m tests.docs.reader PAGE`.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -126,3 +128,9 @@ def words(line: str) -> str:
     """A line without colours, byte order mark and the widths of columns, ids as `ID` and figures as `FIGURE`."""
     plain = re.sub(r"\x1b\[[\d;]*m|\ufeff", "", line)
     return " ".join(FIGURE.sub("FIGURE", ID.sub("ID", plain)).split())
+
+
+if __name__ == "__main__":
+    reader = Reader(Path.cwd(), Path(sys.argv[1]))
+    reader.follow()
+    print(reader.compared)
