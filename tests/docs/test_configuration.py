@@ -97,11 +97,12 @@ def test_the_shortest_yaml_of_the_page_works() -> None:
 
 def test_every_example_of_a_row_is_a_value_that_the_key_takes() -> None:
     """As the schema of its part has it."""
-    parts = dict(reference.parts(reference.schema()))
+    whole = reference.schema()
+    parts = dict(reference.parts(whole))
     for place, (*_, example) in documented().items():
         if example:
             written = yaml.safe_load(example.strip("`"))
-            part = {**reference.schema(), **parts[tuple(place.split(".")[:-1])], "required": []}
+            part = {**whole, **parts[tuple(place.split(".")[:-1])], "required": []}
             jsonschema.validate(json.loads(json.dumps(written, default=str)), part)
 
 
