@@ -206,15 +206,18 @@ def score_panel(rows: pl.DataFrame, axis: Axis, threshold: float, heading: Headi
 def line(axis: Axis, y: Floats, dash: int = 0, kept: Ints | None = None) -> str:
     """An SVG path through the points, or those `kept`; it breaks where a value is NaN or a new segment begins.
 
+    All but the first point of a segment stand as steps from the one before, which is a third shorter than places.
     A point that begins a segment is a stroke of length `dash` (0: a dot, where the stroke's ends are round).
     """
-    segment = axis.segment + np.cumsum(np.isnan(y))
-    parts, before = [], -1
-    for i in _thin(y, axis.points) if kept is None else kept:
-        alone = f"M{axis.x[i] - dash // 2} {y[i]:.0f}h{dash}"
-        parts.append(f"L{axis.x[i]} {y[i]:.0f}" if segment[i] == before else alone)
-        before = int(segment[i])
-    return "".join(parts)
+    kept = _thin(y, axis.points) if kept is None else kept
+    segment = (axis.segment + np.cumsum(np.isnan(y)))[kept]
+    alone = np.diff(segment, prepend=-1) != 0
+    right, down = axis.x[kept], y[kept].astype(np.int64)
+    steps = zip(right, down, np.diff(right, prepend=0), np.diff(down, prepend=0), alone, strict=True)
+    return "".join(
+        f"M{x - dash // 2} {height}h{dash}" if new else f"l{dx}{dy:+}".replace("+", " ")
+        for x, height, dx, dy, new in steps
+    )
 
 
 def _paths(rows: pl.DataFrame, axis: Axis, y: Floats) -> tuple[str, str]:
@@ -230,8 +233,11 @@ def _thin(y: Floats, points: int) -> Ints:
     valid = np.flatnonzero(~np.isnan(y))
     if len(valid) <= points:
         return valid
-    chosen = [part[pick(y[part])] for part in np.array_split(valid, points // 2) for pick in (np.argmin, np.argmax)]
-    return np.unique(chosen)
+    stretch = np.arange(len(valid)) * (points // 2) // len(valid)
+    by_value = np.lexsort((y[valid], stretch))
+    starts = np.flatnonzero(np.diff(stretch, prepend=-1))
+    lowest, highest = by_value[starts], by_value[np.r_[starts[1:], len(valid)] - 1]
+    return valid[np.union1d(lowest, highest)]
 
 
 def _floats(column: pl.Series) -> Floats:

@@ -72,7 +72,7 @@ class Detail:
 
 
 # By rank, up to which there is so much detail: all of a night with 500 incidents is less than 5 MB.
-DETAILS = ((60, Detail(3, MOST_POINTS)), (250, Detail(2, 100)), (1000, Detail(1, 48)))
+DETAILS = ((30, Detail(3, MOST_POINTS)), (150, Detail(2, 90)), (1000, Detail(1, 48)))
 MOST_CARDS = DETAILS[-1][0]  # the incidents beyond stand in the table alone
 
 
@@ -661,7 +661,10 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     charted = words.ranked(incidents.filter(pl.col("kind") != "silent")).head(MOST_CARDS)
     mine = pl.col("entity").is_in(charted["entity"].unique().sort().implode())
     reach = dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
-    first = dataset.day_of(dataset.day_bounds(day)[0] - reach)
+    begin = dataset.day_bounds(day)[0]
+    since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach
+    first = dataset.day_of(since)
+    mine &= pl.col("event_time") >= since
     clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
     wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
     scores = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted).collect()

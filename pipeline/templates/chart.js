@@ -10,12 +10,12 @@
     return element;
   };
 
-  // The strokes [x1, y1, x2, y2] of a path: `M x y h w` is one of its own, `L x y` goes on from where the last one ended.
+  // The strokes [x1, y1, x2, y2] of a path: `M x y h w` is one of its own, `l dx dy` goes on from where the last one ended.
   function strokesOf(path) {
     const strokes = [];
     let x = 0, y = 0;
-    for (const [, letter, a, b] of (path?.getAttribute("d") ?? "").matchAll(/([MLh])(-?\d+)(?: (-?\d+))?/g)) {
-      const [toX, toY] = letter === "h" ? [x + Number(a), y] : [Number(a), Number(b)];
+    for (const [, letter, a, b] of (path?.getAttribute("d") ?? "").matchAll(/([Mlh])(-?\d+) ?(-?\d+)?/g)) {
+      const [toX, toY] = letter === "M" ? [Number(a), Number(b)] : [x + Number(a), y + Number(b ?? 0)];
       if (letter !== "M") strokes.push([x, y, toX, toY]);
       [x, y] = [toX, toY];
     }

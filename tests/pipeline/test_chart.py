@@ -41,14 +41,18 @@ def axis_of(frame: pl.DataFrame, zone: str = "UTC"):
 
 
 def points(path: str) -> list[tuple[int, int]]:
-    return [(int(x), int(y)) for x, y in re.findall(r"[ML](-?\d+) (-?\d+)", path)]
+    found = []
+    for letter, right, down in re.findall(r"([Ml])(-?\d+) ?(-?\d+)", path):
+        x, y = found[-1] if letter == "l" else (0, 0)
+        found.append((x + int(right), y + int(down)))
+    return found
 
 
 def test_line_breaks_where_readings_are_missing() -> None:
     """A gap in time and a missing value each begin a new stroke; neighbours are joined."""
     frame = rows([1.0, 2.0, 3.0, None, 5.0, 6.0], [0, 1, 10, 11, 12, 13])
     panel = feature_panel(frame, axis_of(frame), "flow", HEADING)
-    assert re.sub(r"[\d .-]", "", panel.observed) == "MhLMhMhL"
+    assert re.sub(r"[\d .-]", "", panel.observed) == "MhlMhMhl"
 
 
 @settings(max_examples=25, deadline=None)
