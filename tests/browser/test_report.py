@@ -43,7 +43,7 @@ def hover(page: Page, part: float) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_opens_alone_and_is_accessible(open_page: Open, report: Path, pictures: Path, scheme: str) -> None:
     """Nothing is asked for but the file itself, nothing complains, and axe finds nothing serious in either scheme."""
-    watched = open_page(report, scheme)
+    watched = open_page(report, scheme, viewport={"width": 1280, "height": 1750})
     watched.accessible()
     assert watched.asked == [report.as_uri()]
     assert watched.complaints == []
@@ -171,7 +171,7 @@ def test_a_phone_scrolls_in_one_direction(open_page: Open, report: Path, picture
 
 def test_paper_has_everything_but_the_controls(open_page: Open, report: Path, pictures: Path) -> None:
     """Every card and quarantined row is printed, in black on white, whatever the screen was like; no control is."""
-    page = open_page(report, "dark").page
+    page = open_page(report, "dark", viewport={"width": 794, "height": 1123}).page
     page.get_by_label("Show only").fill("nothing has this")
     page.emulate_media(media="print")
     for shown in ("details.card figure", ".raw", ".list tbody tr"):
