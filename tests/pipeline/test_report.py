@@ -341,7 +341,11 @@ def test_a_busy_night_stays_small(tmp_path: Path) -> None:
     fill(ws, readings(ws.dataset, names), found)
     text = write_report(ws, DAY).read_text()
     assert len(text.encode()) < 5_000_000
-    assert text.count("<figure") == 500
+    figures = re.findall(r"<figure.*?</figure>", text, re.S)
+    assert len(figures) == 500
+    assert [figures[rank - 1].count("<svg") for rank in (1, 30, 151, 500)] == [3, 3, 2, 2]  # the score among them
+    assert len(figures[-1]) < len(figures[0]) / 2
+    assert "Pictures from rank 31 on are drawn coarser" in text
     severities = [float(value) for value in re.findall(r'<td class="n">([\d.]+)\N{NO-BREAK SPACE}×</td>', text)]
     assert len(severities) == 500
     assert severities == sorted(severities, reverse=True)
