@@ -7,8 +7,8 @@ a `Reader`. They hold no clock: the same tables give the same bytes.
 import base64
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,33 +21,38 @@ from markupsafe import Markup
 from pipeline import words
 from pipeline.browse import MOST_NIGHTS, NIGHTS, SORTS, Found, Question
 from pipeline.config import Dataset
-from pipeline.report import environment, read_entry, surroundings
+from pipeline.links import PREFIX, incident_path
+from pipeline.report import environment, reach, read_entry, surroundings
 from pipeline.review import KINDS, LONGEST_NOTE, OPEN, STATES, WITHDRAWN, history
 from pipeline.tables import EVERYONE, incidents_schema, landing_schema
 from pipeline.workspace import Workspace
 
-SCRIPTS = ("page.js",)
+SCRIPTS = ("page.js", "chart.js")
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
     """Who looks at a page, and from where.
 
-    root: where the pages are, such as `/nightsift`; airflow: where Airflow's own are, without a slash at its end
+    airflow: where Airflow is, as a path without a slash at its end; empty at the root of its server
     datasets: those that the reader may see; judges: those on whose incidents the reader may record a verdict
     backfills: whether the reader may start a backfill
     """
 
-    root: str
     airflow: str
     name: str = ""
     datasets: tuple[str, ...] = ()
     judges: frozenset[str] = frozenset()
     backfills: bool = False
 
+    @property
+    def root(self) -> str:
+        """Where these pages are."""
+        return self.airflow + PREFIX
+
     def incident(self, dataset: str, day: date, incident: str, rest: str = "") -> str:
         """The address of an incident's page, or of what stands below it."""
-        return f"{self.root}/incidents/{quote(dataset)}/{day}/{quote(incident, safe='')}{rest}"
+        return f"{self.airflow}{incident_path(dataset, day, incident)}{rest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,19 +173,21 @@ def render_one(
     dataset, day = ws.dataset, row["day"]
     before, after = found.beside(dataset.name, row["incident_id"])
     incident = {name: row[name] for name in incidents_schema()}
-    silent = row["kind"] == "silent"
+    here = reader.incident(dataset.name, day, row["incident_id"])
+    entry = None if row["kind"] == "silent" else replace(read_entry(ws, incident), csv=f"{here}/rows.csv")
     return _page("one.html.jinja").render(
         title=f"{words.who(row)} · {dataset.name} {day}",
         reader=reader,
         dataset=dataset,
         day=day,
         row=_row({**row, "dataset": dataset.name}, dataset, found.question, reader),
-        entry=None if silent else read_entry(ws, incident),
+        entry=entry,
         line=words.incident_line(incident, dataset, day),
         length=words.duration(row["end"] - row["start"]) if row["end"] > row["start"] else "one moment",
         history=[_remark(said, dataset.tz) for said in history(ws, row["incident_id"]).iter_rows(named=True)],
         withdrawn=WITHDRAWN,
-        here=reader.incident(dataset.name, day, row["incident_id"]),
+        here=here,
+        csv=f"{here}/rows.csv",
         before=_beside(before, reader, query),
         after=_beside(after, reader, query),
         query=query,
@@ -221,11 +228,11 @@ def render_message(title: str, sentence: str, reader: Reader, link: tuple[str, s
 
 
 def _page(name: str) -> Any:
-    return environment().get_template(name, globals={"script": script, "words": words})
+    return environment().get_template(name, globals={"inline": inline})
 
 
 @cache
-def script(name: str) -> Markup:
+def inline(name: str) -> Markup:
     """A script of ours, as it stands in a page."""
     return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
 
@@ -233,7 +240,7 @@ def script(name: str) -> Markup:
 @cache
 def policy() -> str:
     """What a page may load and run: nothing but its own styles and our scripts; only our own pages may frame it."""
-    digests = (base64.b64encode(hashlib.sha256(script(name).encode()).digest()).decode() for name in SCRIPTS)
+    digests = (base64.b64encode(hashlib.sha256(inline(name).encode()).digest()).decode() for name in SCRIPTS)
     ours = " ".join(f"'sha256-{digest}'" for digest in digests)
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {ours}; connect-src 'self'; form-action 'self'; "
@@ -247,8 +254,7 @@ def raw_rows(ws: Workspace, row: Mapping[str, Any]) -> pl.DataFrame:
     The columns are those of `landing` but for its digest; problems are one text.
     """
     dataset = ws.dataset
-    reach = timedelta(days=1)
-    first, last = dataset.day_of(row["start"] - reach), dataset.day_of(row["end"] + reach)
+    first, last = (dataset.day_of(moment) for moment in (row["start"] - reach(dataset), row["end"] + reach(dataset)))
     rows = ws.lake.scan("landing", landing_schema(dataset), first, last)
     if row["entity"] != EVERYONE:
         rows = rows.filter(pl.col("entity") == row["entity"])

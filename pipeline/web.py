@@ -237,7 +237,7 @@ class Pages:
         visitor: Visitor = request.state.visitor
         names = tuple(name for name in dataset_names(self._datasets) if visitor.may(_nightly(name)))
         judges = frozenset(name for name in names if visitor.may(_nightly(name), run=True))
-        return Reader(_root(request), _airflow(request), visitor.name, names, judges, visitor.may("backfill", run=True))
+        return Reader(_airflow(request), visitor.name, names, judges, visitor.may("backfill", run=True))
 
     def _open(self, request: Request, name: str) -> Workspace:
         """The workspace of a dataset that the visitor may see; raises `HTTPException` where there is none."""
@@ -344,5 +344,5 @@ def _message(request: Request, status: int, sentence: str, link: tuple[str, str]
     """An answer of one sentence: a page, or for a script JSON."""
     if request.url.path.startswith(f"{_root(request)}/api/"):
         return _json({"detail": sentence}, status)
-    reader = Reader(_root(request), _airflow(request))
+    reader = Reader(_airflow(request))
     return HTMLResponse(pages.render_message(TITLES.get(status, "Not done"), sentence, reader, link), status)

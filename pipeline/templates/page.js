@@ -2,6 +2,14 @@
 const framed = window !== window.top;
 document.documentElement.classList.toggle("framed", framed);
 
+// Inside Airflow the pages are as light or dark as it is.
+if (framed) {
+  const outer = window.top.document.documentElement;
+  const follow = () => { document.documentElement.style.colorScheme = getComputedStyle(outer).colorScheme.replace("normal", ""); };
+  new MutationObserver(follow).observe(outer, { attributes: true });
+  follow();
+}
+
 // Airflow shows these pages in a frame whose sandbox keeps links from leaving it; its own page may follow them.
 document.addEventListener("click", (event) => {
   const link = event.target.closest("a[target=_top]");
