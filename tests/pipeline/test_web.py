@@ -388,3 +388,26 @@ def test_what_fails_is_a_sentence_and_no_traceback(house: House) -> None:
     assert answer.status_code == 200
     assert "pumps.yaml: source: this key is missing" in Outline(answer.text).text
     assert house.get(place).status_code == 400
+
+
+def test_airflow_may_live_below_a_path(house: House) -> None:
+    """Every address, also the way back from a verdict and to Airflow, stands below the path that Airflow has."""
+    client = house.client(root_path="/air")
+    answer = client.get("/air/nightsift/incidents")
+    links = [value for name, value in Outline(answer.text).attributes if name in ("href", "action", "formaction")]
+    assert links
+    assert all(link.startswith("/air/") for link in links)
+    verdict = f"/air/nightsift{address(house, 'pump-1', '/verdict')}"
+    sent = client.post(verdict, headers=OURS, data={"verdict": "confirmed"})
+    assert sent.headers["location"].startswith("/air/nightsift/incidents?said=")
+
+
+def test_a_long_list_is_cut_into_pages(house: House) -> None:
+    """Fifty rows a page, with the way on and back in the same question."""
+    found = [incident(f"pump-{n}" + "x" * 200, at("02:00"), at("02:30"), VIBRATION, severity=1 + n) for n in range(120)]
+    fill(house.ws, readings(house.ws.dataset, ["pump-1"]), found)
+    page = Outline(house.get("/incidents?page=2&sort=time").text)
+    assert "page 2 of 3" in page.text
+    assert page.tags.count("tr") == 1 + 50
+    assert ("href", "/nightsift/incidents?sort=time&page=3") in page.attributes
+    assert ("href", "/nightsift/incidents?sort=time") in page.attributes
