@@ -1,7 +1,7 @@
 """The geometry of a report's charts: rows around an incident to SVG paths and tick labels.
 
 A chart is a stack of panels over one time axis: the driving features, observed against expected, then the score
-against its threshold. Paths live in a box of 10000 × 1000 that the page stretches to its width; labels are placed in
+against its threshold. Paths live in a box of 10000 × 10000 that the page stretches to its width; labels are placed in
 per cent. The axes say which times and values the box spans, so that a script can read both back from the paths.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.words import MONTHS, number
 
-WIDTH, HEIGHT = 10_000, 1000
+WIDTH, HEIGHT = 10_000, 10_000
 MOST_POINTS = 240  # of a line; a longer one keeps each stretch's lowest and highest point
 MOST_CATEGORIES = 6
 MOST_TICKS = 6
@@ -212,7 +212,7 @@ def line(axis: Axis, y: Floats, dash: int = 0, kept: Ints | None = None) -> str:
     kept = _thin(y, axis.points) if kept is None else kept
     segment = (axis.segment + np.cumsum(np.isnan(y)))[kept]
     alone = np.diff(segment, prepend=-1) != 0
-    right, down = axis.x[kept], y[kept].astype(np.int64)
+    right, down = axis.x[kept], np.rint(y[kept]).astype(np.int64)
     steps = zip(right, down, np.diff(right, prepend=0), np.diff(down, prepend=0), alone, strict=True)
     return "".join(
         f"M{x - dash // 2} {height}h{dash}" if new else f"l{dx}{dy:+}".replace("+", " ")

@@ -2,7 +2,7 @@
 // Pictures that answer the pointer and the keyboard, and a filter over the incidents. Without it the page reads as well:
 // what a path shows is read back from the path and the axes that its figure names, so nothing stands in the page twice.
 (() => {
-  const WIDTH = 10000, HEIGHT = 1000, CLOSEST = 100;
+  const WIDTH = 10000, HEIGHT = 10000, CLOSEST = 100;
   const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
   const make = (tag, properties, ...children) => {
     const element = Object.assign(document.createElement(tag), properties);
@@ -34,9 +34,9 @@
   function readPanel(panel) {
     const svg = panel.querySelector("svg"), ticks = [...panel.querySelectorAll(".y span")];
     const [low, high] = [Number(svg.dataset.low), Number(svg.dataset.high)];
-    const digits = clamp(Math.ceil(-Math.log10((high - low) / HEIGHT)), 0, 12);
+    const digits = clamp(Math.floor(-Math.log10((high - low) / HEIGHT)), 0, 12);
     const nearest = (y) => ticks.reduce((a, b) => (
-      Math.abs(parseFloat(b.style.top) * 10 - y) < Math.abs(parseFloat(a.style.top) * 10 - y) ? b : a
+      Math.abs(parseFloat(b.style.top) * 100 - y) < Math.abs(parseFloat(a.style.top) * 100 - y) ? b : a
     )).textContent;
     const value = (y) => (high - (y / HEIGHT) * (high - low)).toLocaleString("en", {maximumFractionDigits: digits});
     const spot = document.createElementNS(svg.namespaceURI, "path");
@@ -133,7 +133,7 @@
     }
 
     function step(by) {
-      const next = at === null ? nearest((left + right) / 2) : clamp(at + by, 0, moments.length - 1);
+      const next = clamp((at ?? nearest((left + right) / 2)) + by, 0, moments.length - 1);
       const [x, width] = [moments[next], right - left];
       if (x < left || x > right) look(x - width / 2, x + width / 2);
       show(next);
@@ -170,6 +170,7 @@
     });
     probe.addEventListener("pointercancel", () => { [dragged, band.style.cssText] = [null, ""]; });
     probe.addEventListener("pointerleave", () => { if (document.activeElement !== probe) show(null); });
+    probe.addEventListener("focus", () => step(0));
     probe.addEventListener("blur", () => show(null));
     probe.addEventListener("dblclick", whole);
 
