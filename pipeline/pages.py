@@ -59,7 +59,6 @@ class Reader:
 class Row:
     """An incident in a line of the list."""
 
-    name: str
     address: str
     verdicts: str
     dataset: str
@@ -116,7 +115,7 @@ def summary(found: Found) -> str:
     first, last = found.nights
     nights = f"in the night {first}" if first == last else f"in the nights {first} to {last}"
     if not total:
-        return f"No incident that fits {nights}."
+        return f"No incident was found {nights}."
     states = words.listing([f"{found.states[state]:,} {state}" for state in STATES if state in found.states])
     return f"{words.count(total, 'incident')} {nights}: {states}."
 
@@ -132,7 +131,6 @@ def _tabs(found: Found) -> Iterable[tuple[str, int, str, bool]]:
 def _row(row: Mapping[str, Any], dataset: Dataset, question: Question, reader: Reader) -> Row:
     query = question.query()
     return Row(
-        name=row["incident_id"],
         address=reader.incident(row["dataset"], row["day"], row["incident_id"], f"?{query}" if query else ""),
         verdicts=reader.incident(row["dataset"], row["day"], row["incident_id"], "/verdict"),
         dataset=row["dataset"],
@@ -159,18 +157,12 @@ def _said(row: Mapping[str, Any]) -> str:
     return f"{row['reviewer']}: {note}" if note else str(row["reviewer"])
 
 
-def render_one(
-    ws: Workspace,
-    row: Mapping[str, Any],
-    reader: Reader,
-    found: Found,
-    query: str,
-) -> str:
+def render_one(ws: Workspace, row: Mapping[str, Any], reader: Reader, found: Found) -> str:
     """The page of one incident, a row as `pipeline.browse.find_incident` gives it.
 
-    `found` is the list that the reader came from, and `query` its query: where before and after lead.
+    `found` is the list that the reader came from: where before and after lead.
     """
-    dataset, day = ws.dataset, row["day"]
+    dataset, day, query = ws.dataset, row["day"], found.question.query()
     before, after = found.beside(dataset.name, row["incident_id"])
     incident = {name: row[name] for name in incidents_schema()}
     here = reader.incident(dataset.name, day, row["incident_id"])
@@ -182,7 +174,6 @@ def render_one(
         day=day,
         row=_row({**row, "dataset": dataset.name}, dataset, found.question, reader),
         entry=entry,
-        line=words.incident_line(incident, dataset, day),
         length=words.duration(row["end"] - row["start"]) if row["end"] > row["start"] else "one moment",
         history=[_remark(said, dataset.tz) for said in history(ws, row["incident_id"]).iter_rows(named=True)],
         withdrawn=WITHDRAWN,

@@ -182,7 +182,7 @@ class Pages:
         question = _question(request.url.query)
         reader = self._reader(request)
         found, _ = self._find(request, question, reader)
-        return HTMLResponse(pages.render_one(ws, row, reader, found, question.query()))
+        return HTMLResponse(pages.render_one(ws, row, reader, found))
 
     def rows(self, request: Request) -> Response:
         """The raw rows around an incident, as CSV."""

@@ -1,6 +1,7 @@
 """The incidents page inside a real Airflow: its login, its permissions, its frame; in a browser."""
 
 import json
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -14,12 +15,13 @@ from playwright.sync_api import Browser, FrameLocator, Page, expect
 
 from pipeline.config import Home
 from pipeline.incidents import incident_id
-from pipeline.local import migrate, prepare
+from pipeline.local import environment, migrate, prepare
 from pipeline.processes import Processes
 from pipeline.review import confirmed, history, record
 from pipeline.workspace import Workspace, open_workspace
 from tests.browser.conftest import NARROW, Watched
 from tests.lake import DAY, at, fill, incident, readings, silence
+from tests.servers import free_port
 
 YAML = """
 kind: sensor
@@ -31,7 +33,7 @@ event_time: time
 cadence: 5m
 features: [{name: flow, unit: m3/h}, {name: vibration, unit: mm/s}]
 """
-NASTY = "<script>alert(1)</script>"
+NASTY = "<script>alert(1)</script>" + "-and-a-long-name" * 8
 VIBRATION, FLOW = ("vibration", 0.62, 15.1, 3.0), ("flow", 0.38, 100.4, 100.0)
 PASSWORDS = {"admin": "of the admin", "viewer": "of the viewer"}
 OpenPage = Callable[..., Watched]
@@ -69,13 +71,15 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         silence("pump-3", at("06:10"), at("23:00")),
     ]
     fill(ws, readings(ws.dataset, names), found)
-    setup = prepare(Home.at(root / "var"), root / "datasets")
+    setup, port = prepare(Home.at(root / "var"), root / "datasets"), free_port()  # prepare's may be wanted by others
     setup.password_file.write_text(json.dumps(PASSWORDS))
     users = ",".join(f"{name}:{name}" for name in PASSWORDS)
-    setup = replace(setup, env={**setup.env, "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": users})
+    env = environment(setup.home, root / "datasets", setup.folder, port)
+    env["AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS"] = users
+    setup = replace(setup, airflow_port=port, env=env)
     migrate(setup)
     processes = Processes(setup.folder / "logs", setup.env)
-    processes.start("api-server", ["python", "-m", "airflow", "api-server"])
+    processes.start("api-server", [sys.executable, "-m", "airflow", "api-server"])
     try:
         wait_for(f"{setup.airflow_url}/api/v2/version", processes)
         yield Served(setup.airflow_url, ws)
@@ -271,13 +275,14 @@ def test_the_pages_are_sound_in_every_look(served: Served, admin: OpenPage, pict
     """No complaint, no other host, nothing serious for axe, no sideways scrolling; a name that is a script is text."""
     record(served.ws, incident_id("pump-2", at("14:00"), "anomaly"), "dismissed", "filter was cleaned", "anna")
     shown = admin(f"{served.list}?entity=pump-*", **LOOKS[look])
-    for name, place in {"incidents": served.incident(), "incident": served.incident(NASTY), "": served.list}.items():
+    for name, next_place in {"incidents": served.incident(), "incident": served.incident(NASTY), "nasty": served.list,
+                             "list": served.list}.items():  # fmt: skip
         shown.accessible()
-        assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert shown.page.evaluate(FITS)
-        if name:
+        assert shown.page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        assert shown.page.evaluate(FITS), name
+        if name.startswith("incident"):
             shown.page.screenshot(path=pictures / f"{name}{look}.png", full_page=True)
-        shown.page.goto(place)
+        shown.page.goto(next_place)
     expect(shown.page.get_by_role("link", name=NASTY)).to_be_visible()
     assert shown.complaints == []
     assert shown.hosts == {served.url.removeprefix("http://")}
