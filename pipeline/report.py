@@ -520,6 +520,11 @@ def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, dataset: Data
     return Chart(panels, axis, dots=dataset.cadence is None)
 
 
+def reach(dataset: Dataset) -> timedelta:
+    """How far from an incident the rows of its `surroundings` may lie, at most."""
+    return dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
+
+
 def surroundings(rows: pl.DataFrame, start: datetime, end: datetime, dataset: Dataset) -> pl.DataFrame:
     """The rows of one entity from some time, or some events, before the incident to some after it."""
     if dataset.cadence is not None:
@@ -660,9 +665,8 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     dataset = ws.dataset
     charted = words.ranked(incidents.filter(pl.col("kind") != "silent")).head(MOST_CARDS)
     mine = pl.col("entity").is_in(charted["entity"].unique().sort().implode())
-    reach = dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
     begin = dataset.day_bounds(day)[0]
-    since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach
+    since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach(dataset)
     first = dataset.day_of(since)
     mine &= pl.col("event_time") >= since
     clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
