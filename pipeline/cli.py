@@ -358,6 +358,7 @@ def notify(
     """
     from pipeline.notify import notify as run
     from pipeline.notify import preview
+    from pipeline.words import count
 
     ws = _open(name, home, datasets)
     if dry_run:
@@ -365,8 +366,8 @@ def notify(
         _show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
         return
     told = run(ws, _day(day))
-    _show(asdict(told), as_json, f"{name} {day}: {told.incidents} incidents, {told.news} of them new, "
-          f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
+    _show(asdict(told), as_json, f"{name} {day}: {count(told.incidents, 'incident')}, {told.news} new, "
+          f"{told.recovered} recovered; told to {count(told.sent, 'target')}")  # fmt: skip
 
 
 @app.command()
