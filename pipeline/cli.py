@@ -344,6 +344,33 @@ def _local(when: datetime, dataset: Dataset) -> str:
 
 
 @app.command()
+def notify(
+    name: Name,
+    day: Day,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent now; send nothing")] = False,
+    home: HomeDir = None,
+    datasets: Datasets = None,
+    as_json: Json = False,
+) -> None:
+    """Tell those whom the YAML names what they have not heard of a day, as the night does.
+
+    Example: nightsift notify pumps --day 2024-01-31 --dry-run
+    """
+    from pipeline.notify import notify as run
+    from pipeline.notify import preview
+    from pipeline.words import count
+
+    ws = _open(name, home, datasets)
+    if dry_run:
+        seen = preview(ws, _day(day))
+        _show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
+        return
+    told = run(ws, _day(day))
+    _show(asdict(told), as_json, f"{name} {day}: {count(told.incidents, 'incident')}, {told.news} new, "
+          f"{told.recovered} recovered; told to {count(told.sent, 'target')}")  # fmt: skip
+
+
+@app.command()
 def report(name: Name, day: Day, home: HomeDir = None, datasets: Datasets = None, as_json: Json = False) -> None:
     """Write the report of a scored day and log the night to MLflow."""
     from pipeline.night import report_night

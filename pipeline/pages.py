@@ -215,7 +215,7 @@ def render_backfill(reader: Reader, names: Sequence[str], form: Mapping[str, str
 
 def render_message(title: str, sentence: str, reader: Reader, link: tuple[str, str] | None = None) -> str:
     """A page that says one thing; `link` is where to go on: its address and words."""
-    return _page("message.html.jinja").render(title=title, sentence=sentence, reader=reader, link=link)
+    return _page("notice.html.jinja").render(title=title, sentence=sentence, reader=reader, link=link)
 
 
 def _page(name: str) -> Any:

@@ -70,7 +70,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
         "tags": ["nightsift", dataset.name, dataset.kind, kind],
-        **bounds(dataset.owner, hours, dataset.name if dataset.notify.urls_env else None),
+        **bounds(dataset.owner, hours, dataset.name if dataset.notify.variables else None),
     }
 
 
