@@ -13,7 +13,7 @@ from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
-from pipeline.ingest import ingest
+from pipeline.ingest import ingest, newest_event
 from pipeline.progress import counted
 from pipeline.promise import read_promise
 from pipeline.report import STEP as REPORT
@@ -31,7 +31,7 @@ from pipeline.score import (
     score_shard,
 )
 from pipeline.state import State, day_states, read_state, state_of, states, write_state
-from pipeline.tables import MOMENT, clean_schema, key_schema, scores_schema
+from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.night")
@@ -301,9 +301,7 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dic
 def freshness(ws: Workspace, day: date) -> float:
     """Seconds from the newest event of the day that has come to the day's end; a whole day where none has."""
     start, end = ws.dataset.day_bounds(day)
-    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
-    newest = events.select(pl.col("event_time").max())
-    return float((end - (newest.collect().item() or start)).total_seconds())
+    return (end - (newest_event(ws, day) or start)).total_seconds()
 
 
 def days_between(first: date, last: date) -> Iterator[date]:
