@@ -16,9 +16,9 @@ import polars as pl
 
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.lake import UNREADABLE
-from pipeline.review import KINDS, OPEN, SAID, STATES, read_reviewed
-from pipeline.score import matching
-from pipeline.tables import incidents_schema, partitions_schema, verdicts_schema
+from pipeline.review import KINDS, OPEN, SAID, STATES, choose, read_reviewed
+from pipeline.state import newest_day
+from pipeline.tables import incidents_schema, verdicts_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.page")
@@ -173,7 +173,7 @@ def find(question: Question, names: Iterable[str], opened: Callable[[str], Works
     for name in names:
         try:
             ws = opened(name)
-            asked = nights_of(question, latest_night(ws) if question.last is None else None)
+            asked = nights_of(question, newest_day(ws, "incidents") if question.last is None else None)
             if asked is None:
                 continue
             found = fitting(read_reviewed(ws, *asked), question)
@@ -202,13 +202,6 @@ def _nothing() -> pl.DataFrame:
     return pl.DataFrame(schema=incidents_schema() | {"state": pl.String} | said | {"dataset": pl.String})
 
 
-def latest_night(ws: Workspace) -> date | None:
-    """The latest night whose incidents were looked for; None where there is none."""
-    rows = ws.lake.scan("partitions", partitions_schema()).filter(pl.col("step") == "incidents")
-    latest: date | None = rows.select(pl.col("day").max()).collect().item()
-    return latest
-
-
 def nights_of(question: Question, latest: date | None) -> tuple[date, date] | None:
     """The first and last night that are asked for, of a dataset whose latest is `latest`; None where there is none.
 
@@ -224,11 +217,8 @@ def nights_of(question: Question, latest: date | None) -> tuple[date, date] | No
 
 def fitting(reviewed: pl.DataFrame, question: Question) -> pl.DataFrame:
     """The incidents that fit the question's entity, least severity and kind, in their order."""
-    if question.entity:
-        reviewed = reviewed.filter(pl.col("entity").is_in(matching([question.entity], reviewed["entity"])))
-    if question.least is not None:
-        reviewed = reviewed.filter(pl.col("severity") >= question.least)
-    return reviewed.filter(kind=question.kind) if question.kind else reviewed
+    chosen = choose(reviewed, [question.entity] if question.entity else (), question.least)
+    return chosen.filter(kind=question.kind) if question.kind else chosen
 
 
 def ordered(incidents: pl.DataFrame, sort: str) -> pl.DataFrame:

@@ -702,9 +702,18 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """The dataset `name`; raises `ConfigError` that names the file, the key, what was wrong and what is allowed."""
     file = datasets_dir(folder) / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(dataset_names(folder)) or "none"
-        raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist (datasets there: {known})")
+        raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist{_known(name, folder)}")
     return read_dataset(file)
+
+
+def _known(name: str, folder: str | Path | None) -> str:
+    """What there is instead of the dataset `name`, and what to do."""
+    known, place = dataset_names(folder), datasets_dir(folder)
+    if not known:
+        where = "holds no YAML" if place.is_dir() else "is no folder"
+        return f"; {_show(place)} {where}: choose another --datasets, or write one with: nightsift init"
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"; did you mean {near[0]}?" if near else "") + f" (datasets there: {', '.join(known)})"
 
 
 def read_dataset(file: Path) -> Dataset:

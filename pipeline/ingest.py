@@ -15,6 +15,7 @@ import polars as pl
 from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
 from pipeline.labels import land_labels
+from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
 from pipeline.tables import MOMENT, landing_schema
 from pipeline.workspace import Workspace
@@ -68,7 +69,7 @@ def _land_files(ws: Workspace) -> Ingested:
     known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
     new = [file for file in files if known.get(file.name) != file.digest]
     rows, days, refused = 0, set[date](), []
-    for file in new:
+    for file in counted("source files", new):
         try:
             frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
         except GateRefusedError as error:

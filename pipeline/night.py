@@ -14,6 +14,7 @@ from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
 from pipeline.ingest import ingest, newest_event
+from pipeline.progress import counted
 from pipeline.promise import read_promise
 from pipeline.report import STEP as REPORT
 from pipeline.report import done_state, is_reported, report_file, report_state, write_report
@@ -108,7 +109,7 @@ def score_days(ws: Workspace, days: list[date], say: Callable[[Scored], None] = 
     """Ingest, then score each of `days` (in order); `say` hears of each as it is done."""
     ingest(ws, context_days(ws.dataset, days[0])[0], days[-1])
     results = []
-    for day in days:
+    for day in counted("nights", days):
         results.append(score_day(ws, day))
         say(results[-1])
     return results

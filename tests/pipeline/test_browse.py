@@ -17,13 +17,12 @@ from pipeline.browse import (
     Question,
     find,
     find_incident,
-    latest_night,
     nights_of,
     read_question,
 )
 from pipeline.errors import ConfigError
 from pipeline.review import KINDS, STATES, record
-from pipeline.state import State, write_state
+from pipeline.state import State, newest_day, write_state
 from pipeline.tables import incidents_schema
 from pipeline.workspace import Workspace
 from tests.lake import DAY, at, cards, incident, pumps, silence, table, workspace
@@ -143,7 +142,7 @@ def test_a_lake_without_a_night_has_nothing_to_show(tmp_path: Path) -> None:
     ws = workspace(tmp_path, pumps())
     answer = found({"pumps": ws})
     assert (len(answer.incidents), answer.nights, answer.trouble, answer.pages) == (0, None, (), 1)
-    assert latest_night(ws) is None
+    assert newest_day(ws, "incidents") is None
 
 
 def test_nights_are_bounded() -> None:
