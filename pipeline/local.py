@@ -252,7 +252,7 @@ def serve(home: Home, datasets: Path, say: Callable[[str], None] = print) -> Non
     """Run Airflow and MLflow's pages until Ctrl-C or SIGTERM; then stop both."""
     with contextlib.suppress(KeyboardInterrupt), local_airflow(home, datasets, mlflow=True, say=say) as airflow:
         say(f"Airflow: {airflow.url}  user {USER}, password in {airflow.setup.password_file}")
-        say(f"MLflow:  {airflow.setup.mlflow_url}")
+        say(f"MLflow:  {airflow.setup.mlflow_url} (choose Model training at its top left; the browser remembers it)")
         say("Ctrl-C stops both")
         while True:
             airflow.check()
