@@ -186,7 +186,7 @@ def _register(ws: Workspace, detector: "Detector", trained: str, last: str) -> s
         rows = logbook.example(ws.dataset, detector)
         version = tracking.register(ws, folder, weights_digest(detector), tags, note, rows)
         told = [f"Detector **{version.label}**. {note}"]
-        tracking.log_note(ws, active.info.run_id, told, {"Factors": "adapted.json"})
+        mlflow.set_tags(tracking.note_tags(active, told, {"Factors": "adapted.json"}))
         mlflow.log_dict(dict(detector.threshold.adapted), "adapted.json")
         mlflow.set_tags({"detector": version.label, "adapted_from": trained, "adapted_to": last})
         promote(ws, version.number)

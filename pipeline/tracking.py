@@ -8,7 +8,9 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ REMEMBERED = 100  # of them
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 NOTE, NOTED = "mlflow.note.content", "mlflow.note.digest"  # a description, and the digest of the one that we wrote
 MOST_NOTE = 8000  # characters that MLflow keeps of a tag
+TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "incidents.json", "type": "table"}])}  # as MLflow names them
 SAMPLED = 5  # seconds between two looks at the machine that trains
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 CODE = Path(__file__).parent
@@ -445,15 +448,6 @@ def log_figure(figure: "Figure", name: str) -> None:
     mlflow.log_figure(figure, f"figures/{name}.png")
 
 
-def log_table(frame: "pl.DataFrame", name: str) -> None:
-    """Log a table to the active run as `NAME.json`, in place of what was there: MLflow's own way would append to it."""
-    import mlflow
-
-    columns = {"columns": frame.columns, "data": [list(row) for row in frame.iter_rows()]}
-    mlflow.log_text(json.dumps(columns, ensure_ascii=False), f"{name}.json")
-    mlflow.set_tag("mlflow.loggedArtifacts", json.dumps([{"path": f"{name}.json", "type": "table"}]))
-
-
 def log_used(ws: Workspace, run: str, used: Sequence["logbook.Used"]) -> None:
     """Log what a run has read as MLflow datasets: table, Delta version and digest; no row is read for it."""
     api = client(ws)
@@ -476,47 +470,56 @@ def log_used(ws: Workspace, run: str, used: Sequence["logbook.Used"]) -> None:
             api.log_inputs(run, inputs)
 
 
-def note_tags(before: Mapping[str, str], note: str) -> dict[str, str]:
-    """The tags that make `note` the description of a run that has the tags `before`: none where a person wrote it."""
+def note_tags(active: Any, note: Sequence[str], artifacts: Mapping[str, str]) -> dict[str, str]:
+    """The tags that make the paragraphs `note` the description of the active run; none where a person wrote another.
+
+    Above them stand the ways to its `artifacts`, by what they are called, and to its DAG run: MLflow folds the rest.
+    """
+    before, here = active.data.tags, f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}/artifacts"
     if before.get(NOTE) and before.get(NOTED) != _digest(before[NOTE]):
         return {}
-    note = note[:MOST_NOTE]
-    return {NOTE: note, NOTED: _digest(note)}
+    ways = [f"[{name}]({here}/{path}?{MLFLOW_VIEW})" for name, path in artifacts.items()]
+    ways += [f"[DAG run]({link})" for tag, link in airflow_tags().items() if tag == "airflow_link"]
+    text = "\n\n".join([" · ".join(ways), *note])[:MOST_NOTE]
+    return {NOTE: text, NOTED: _digest(text)}
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def log_note(ws: Workspace, run: str, note: Sequence[str], artifacts: Mapping[str, str]) -> None:
-    """Make the paragraphs `note` the description of a run; what a person wrote there stays.
-
-    Above them stand the ways to its `artifacts`, by what they are called, and to its DAG run: MLflow folds the rest.
-    """
-    api = client(ws)
-    found = api.get_run(run)
-    there = f"#/experiments/{found.info.experiment_id}/runs/{run}/artifacts"
-    ways = [f"[{name}]({there}/{path}?{MLFLOW_VIEW})" for name, path in artifacts.items()]
-    ways += [f"[DAG run]({link})" for tag, link in found.data.tags.items() if tag == "airflow_link"]
-    for tag, value in note_tags(found.data.tags, "\n\n".join([" · ".join(ways), *note])).items():
-        api.set_tag(run, tag, value)
-
-
 def log_night(ws: Workspace, day: date, page: "logbook.Page", report: Path) -> None:
-    """One run a night in `NAME/nights`: counts and rates that compare from night to night, and the report."""
-    with run(ws, "nights", page.name, key=f"night {day}") as active:
-        import mlflow
+    """One run a night in `NAME/nights`: counts and rates that compare from night to night, and the report.
 
-        mlflow.log_params(dict(page.params))
-        mlflow.log_metrics(dict(page.metrics))
-        mlflow.set_tags({tag: value[:MOST_NOTE] for tag, value in page.tags.items()})
-        mlflow.log_artifact(str(report), "report")
-        for name, figure in page.figures.items():
-            log_figure(figure, name)
-        log_table(page.incidents, "incidents")
-        log_used(ws, active.info.run_id, page.used)
+    A server is asked as little as can be: it may be far away, and check a password each time.
+    """
+    with run(ws, "nights", page.name, key=f"night {day}") as active, TemporaryDirectory() as scratch:
+        import mlflow
+        from mlflow.entities import Metric, Param, RunTag
+
         ways = {"Report": f"report/{report.name}", "Incidents": "incidents.json", "Scores": "figures/scores.png"}
-        log_note(ws, active.info.run_id, page.note, ways)
+        told = {**page.tags, **TABLES, **note_tags(active, page.note, ways)}
+        now = int(time.time() * 1000)
+        mlflow.MlflowClient().log_batch(
+            active.info.run_id,
+            [Metric(name, value, now, 0) for name, value in page.metrics.items()],
+            [Param(name, value) for name, value in page.params.items()],
+            [RunTag(name, value[:MOST_NOTE]) for name, value in told.items()],
+        )
+        _write_artifacts(Path(scratch), page, report)
+        mlflow.log_artifacts(scratch)
+        log_used(ws, active.info.run_id, page.used)
+
+
+def _write_artifacts(folder: Path, page: "logbook.Page", report: Path) -> None:
+    """The files of a night's page; MLflow's own way to log a table would append to the one that is there."""
+    for name in ("figures", "report"):
+        (folder / name).mkdir()
+    for name, figure in page.figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png")
+    shutil.copyfile(report, folder / "report" / report.name)
+    rows = {"columns": page.incidents.columns, "data": [list(row) for row in page.incidents.iter_rows()]}
+    (folder / "incidents.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
 def log_devices(dataset: str) -> None:

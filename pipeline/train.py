@@ -186,6 +186,8 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     and ends with the same detector. Raises `GateRefusedError` where there is too little to learn from, and
     `NightsiftError` where what was learned is broken.
     """
+    import mlflow
+
     from pipeline.promotion import decide
 
     began, checkpoints = time.monotonic(), Staged(ws.lake, say)
@@ -199,7 +201,7 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
         learned = learn_members(ws.dataset, clean, start, about, abnormal, spared, say, checkpoints)
         trained = decide(ws, _register(ws, learned, active.info.run_id), say)
         ways = {"Comparison": "comparison.md", "Calibration": "figures/calibration.png"}
-        tracking.log_note(ws, active.info.run_id, logbook.training_note(trained, len(clean)), ways)
+        mlflow.set_tags(tracking.note_tags(active, logbook.training_note(trained, len(clean)), ways))
         checkpoints.clear()
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
