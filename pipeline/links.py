@@ -9,6 +9,8 @@ from datetime import date
 from urllib.parse import quote
 
 PREFIX = "/nightsift"  # where Airflow's API server has the incidents page
+# MLflow shows its pages about generative AI to a browser that is new to it, unless an address asks for the others.
+MLFLOW_VIEW = "workflowType=machine_learning"
 
 
 def airflow_url() -> str | None:

@@ -189,6 +189,15 @@ def nights_of(dataset: Dataset, params: Mapping[str, Any], run: Any, now: dateti
     return first, dataset.day_of(min(ends, now)) - timedelta(days=1)
 
 
+def task_seconds(ti: Any) -> dict[str, float]:
+    """How long the tasks of this task's run have taken that are done, by name; mapped ones together."""
+    took: dict[str, float] = {}
+    for task in ti.get_task_breadcrumbs(ti.dag_id, ti.run_id):
+        if task["state"] == "success" and task["duration"] is not None:
+            took[task["task_id"]] = took.get(task["task_id"], 0.0) + float(task["duration"])
+    return took
+
+
 def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[datetime, datetime]:
     """The half-open stretch of time that a training run learns from; by default `training.days` before its own day.
 
