@@ -7,7 +7,17 @@ from airflow.providers.standard.operators.trigger_dagrun import TriggerDagRunOpe
 from airflow.sdk import DAG, PartitionedAssetTimetable, chain, get_current_context, task
 
 from pipeline.metrics import measured
-from pipeline.wiring import GPU, day_param, found_incidents, landing, night_of, read_datasets, settings, workspace
+from pipeline.wiring import (
+    GPU,
+    day_param,
+    found_incidents,
+    landing,
+    night_of,
+    read_datasets,
+    settings,
+    task_seconds,
+    workspace,
+)
 
 DOC = """\
 Finds what is abnormal in one day of **{name}** ({description}).
@@ -78,13 +88,13 @@ def report(dataset: str, day: str) -> str:
 
 @task(max_active_tis_per_dag=1)  # two runs of one night would log it twice: MLflow can only be asked before
 @measured
-def log(dataset: str, day: str) -> dict[str, float]:
-    """Log the night, with its report, to MLflow; returns its numbers."""
+def log(dataset: str, day: str, ti: Any = None) -> dict[str, float]:
+    """Log the night, with its report and how long its steps took, to MLflow; returns its numbers."""
     from datetime import date
 
     from pipeline.night import log_night
 
-    return log_night(workspace(dataset), date.fromisoformat(day))
+    return log_night(workspace(dataset), date.fromisoformat(day), task_seconds(ti))
 
 
 @task(max_active_tis_per_dag=1)  # what one run of a night told, another of the same night must see

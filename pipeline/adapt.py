@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline import tracking
+from pipeline import logbook, tracking
 from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError
@@ -176,11 +176,17 @@ def _register(ws: Workspace, detector: "Detector", trained: str, last: str) -> s
     from pipeline.promotion import promote
     from pipeline.train import weights_digest
 
-    with tracking.run(ws, "train", f"{ws.dataset.name} adapted to {last}"), TemporaryDirectory() as scratch:
+    name = f"{last}, {ws.dataset.name} adapted"
+    with tracking.run(ws, "train", name) as active, TemporaryDirectory() as scratch:
         folder = Path(scratch) / "detector"
         detector.save(folder)
         window = f"{detector.about['from']} to {detector.about['to']}"
-        version = tracking.register(ws, folder, weights_digest(detector), {"data_window": window, "trained": trained})
+        tags, note = {"data_window": window, "trained": trained}, logbook.version_note(detector, None)
+        note = f"Detector {trained}, its thresholds adapted to the nights up to {last}. {note}"
+        rows = logbook.example(ws.dataset, detector)
+        version = tracking.register(ws, folder, weights_digest(detector), tags, note, rows)
+        told = [f"Detector **{version.label}**. {note}"]
+        mlflow.set_tags(tracking.note_tags(active, told, {"Factors": "adapted.json"}))
         mlflow.log_dict(dict(detector.threshold.adapted), "adapted.json")
         mlflow.set_tags({"detector": version.label, "adapted_from": trained, "adapted_to": last})
         promote(ws, version.number)

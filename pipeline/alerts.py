@@ -26,6 +26,7 @@ log = logging.getLogger("nightsift.alerts")
 ERROR = "error"  # the key under which a task that failed for good leaves its error
 MOST = 2000  # characters of an error that are told
 TITLE = 20  # characters that a service may add to a title
+UNKNOWN = "not a URL that Apprise knows"
 MARKDOWN_ANYWAY = {"Mattermost", "Zulip"}  # services that show text as Markdown, which Apprise does not know
 
 
@@ -78,7 +79,7 @@ def send(target: Target, message: Message) -> str:
     with _apart("apprise") as said, _apart("urllib3"):
         opened = _open(target)
         if opened is None:
-            return f"{target.name}: not a URL that Apprise knows"
+            return f"{target.name}: {UNKNOWN}"
         sender, service = opened
         form, body = _compose(service, message)
         if sender.notify(body, title=message.title, body_format=form):
@@ -87,11 +88,11 @@ def send(target: Target, message: Message) -> str:
     return f"{target.name}: {f'the server answered {status[1]}' if status else 'it could not be reached, or refused'}"
 
 
-def compose(target: Target, message: Message) -> tuple[Form, str]:
-    """In which form the target takes `message`, and its body; plain text where it is not known what the target is."""
+def compose(target: Target, message: Message) -> tuple[Form, str, str]:
+    """In which form the target takes `message`, its body, and what is amiss: then it is as plain text."""
     with _apart("apprise"):
         opened = _open(target)
-        return ("text", render(message)) if opened is None else _compose(opened[1], message)
+        return ("text", render(message), UNKNOWN) if opened is None else (*_compose(opened[1], message), "")
 
 
 def _open(target: Target) -> "tuple[Apprise, NotifyBase] | None":

@@ -60,6 +60,10 @@ To = Annotated[str, typer.Option("--to", metavar="WHEN", help="last day or momen
 Day = Annotated[
     str, typer.Option("--day", metavar="DAY", help="a day, such as 2024-01-31", autocompletion=completion.days)
 ]
+Latest = Annotated[
+    str | None,
+    typer.Option("--day", metavar="DAY", help="[default: the latest night]", autocompletion=completion.days),
+]
 Since = Annotated[
     str | None, typer.Option("--from", metavar="WHEN", help="first day, included", autocompletion=completion.days)
 ]
@@ -548,13 +552,35 @@ def _nothing(ws: "Workspace", first: date, last: date, everything: "pl.DataFrame
     return f"nothing abnormal in {name} {when}{some}; what was looked at: nightsift report {name} --day {last}"
 
 
+@command(NIGHT, "nightsift notify pumps --dry-run", "nightsift notify pumps --day 2024-01-31")
+def notify(
+    name: Name,
+    day: Latest = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent now; send nothing")] = False,
+    home: HomeDir = None,
+    datasets: Datasets = None,
+    as_json: Json = False,
+) -> None:
+    """Tell those whom the YAML names what they have not heard of a night."""
+    from pipeline.notify import notify as run
+    from pipeline.notify import preview
+
+    ws = _open(name, home, datasets)
+    night = _past(ws, day)
+    if dry_run:
+        seen = preview(ws, night)
+        show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
+        return
+    with working(as_json):
+        told = run(ws, night)
+    show(asdict(told), as_json, f"{name} {night}: {told.incidents} incidents, {told.news} of them new, "
+         f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
+
+
 @command(LOOK, "nightsift report pumps --open", "nightsift report pumps --day 2024-01-31")
 def report(
     name: Name,
-    day: Annotated[
-        str | None,
-        typer.Option("--day", metavar="DAY", help="[default: the latest night]", autocompletion=completion.days),
-    ] = None,
+    day: Latest = None,
     opened: Annotated[bool, typer.Option("--open", help="show it in the browser")] = False,
     home: HomeDir = None,
     datasets: Datasets = None,

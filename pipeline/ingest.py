@@ -17,7 +17,7 @@ from pipeline.errors import GateRefusedError
 from pipeline.labels import land_labels
 from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
-from pipeline.tables import landing_schema
+from pipeline.tables import MOMENT, landing_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.ingest")
@@ -125,6 +125,14 @@ def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
 def _content_digest(frame: pl.DataFrame) -> str:
     """32 hex digits of what the rows say."""
     return hashlib.blake2b(frame.write_ndjson().encode(), digest_size=16).hexdigest()
+
+
+def newest_event(ws: Workspace, day: date) -> datetime | None:
+    """The newest event of `day` that has landed; None where none has."""
+    end = ws.dataset.day_bounds(day)[1]
+    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
+    newest: datetime | None = events.select(pl.col("event_time").max()).collect().item()
+    return newest
 
 
 def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, now: datetime | None = None) -> pl.DataFrame:

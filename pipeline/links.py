@@ -9,6 +9,8 @@ from datetime import date
 from urllib.parse import quote
 
 PREFIX = "/nightsift"  # where Airflow's API server has the incidents page
+# MLflow shows its pages about generative AI to a browser that is new to it, unless an address asks for the others.
+MLFLOW_VIEW = "workflowType=machine_learning"
 
 
 def airflow_url() -> str | None:
@@ -17,6 +19,12 @@ def airflow_url() -> str | None:
     if url is None and "airflow.configuration" in sys.modules:
         url = sys.modules["airflow.configuration"].conf.get("api", "base_url", fallback=None)
     return url.rstrip("/") if url else None
+
+
+def incidents_link() -> str | None:
+    """The address of the incidents page; None where it is not known where Airflow is."""
+    url = airflow_url()
+    return None if url is None else f"{url}{PREFIX}/incidents"
 
 
 def incident_path(dataset: str, day: date, incident: str) -> str:

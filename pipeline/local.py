@@ -258,7 +258,7 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt), local_airflow(home, datasets, mlflow=True, say=say) as airflow:
         ready(airflow)
         say(f"Airflow: {airflow.url}  user {USER}, password in {airflow.setup.password_file}")
-        say(f"MLflow:  {airflow.setup.mlflow_url}")
+        say(f"MLflow:  {airflow.setup.mlflow_url} (choose Model training at its top left; the browser remembers it)")
         say("Ctrl-C stops both")
         while True:
             airflow.check()

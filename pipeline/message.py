@@ -13,7 +13,7 @@ Form = Literal["text", "markdown", "html"]  # as Apprise calls them
 OPEN = "Open the incident"
 
 # What Markdown takes for a mark: an underscore not within a word, a number only where it begins a line as in a list.
-_ACTIVE = re.compile(r"([\\`*\[\]<~]|(?<!\w)_|_(?!\w)|\|(?=\|)|(?<=\|)\||&(?=#?\w+;))")
+_ACTIVE = re.compile(r"(?<=[^\W_])_+(?=[^\W_])|([\\`*\[\]<~_]|\|(?=\|)|(?<=\|)\||&(?=#?\w+;))")
 _AT_START = re.compile(r"(?m)^([#>+=-])|^(\d+)([.)])(?=\s|$)")
 
 
@@ -100,7 +100,8 @@ def _markdown(message: Message) -> str:
 
 def escape_markdown(text: str) -> str:
     """`text` as it is read, whatever marks stand in it; nobody is called by an `@`."""
-    marked = _AT_START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", _ACTIVE.sub(r"\\\1", text))
+    marked = _ACTIVE.sub(lambda m: f"\\{m[1]}" if m[1] else m[0], text)
+    marked = _AT_START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", marked)
     return marked.replace("@", "@\N{ZERO WIDTH SPACE}")
 
 

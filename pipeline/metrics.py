@@ -28,12 +28,12 @@ R = TypeVar("R")
 
 
 def gauges(dataset: str, numbers: Mapping[str, float]) -> None:
-    """Send each number as the gauge `nightsift.NAME` with the dataset as its tag."""
+    """Send each number as the gauge `nightsift.NAME`, `/` as a dot, with the dataset as its tag."""
     if not in_airflow():
         return
     from airflow.sdk.observability import stats
 
-    for name, value in numbers.items():
+    for name, value in ((name.replace("/", "."), value) for name, value in numbers.items()):
         stats.gauge(f"{PREFIX}.{name}", value, tags={"dataset": dataset})
         if names_hold_tags():
             stats.gauge(f"{PREFIX}.{dataset}.{name}", value)

@@ -1,7 +1,9 @@
 """A whole night of one dataset: what the command line and the backfill run."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -13,9 +15,10 @@ from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
-from pipeline.ingest import ingest
+from pipeline.ingest import ingest, newest_event
+from pipeline.logbook import drift_shares, incident_counts, night_page
 from pipeline.progress import counted
-from pipeline.promise import read_promise
+from pipeline.promise import Promise, read_promise
 from pipeline.report import STEP as REPORT
 from pipeline.report import done_state, is_reported, report_file, report_state, write_report
 from pipeline.score import (
@@ -31,7 +34,7 @@ from pipeline.score import (
     score_shard,
 )
 from pipeline.state import State, day_states, read_state, state_of, states, write_state
-from pipeline.tables import MOMENT, clean_schema, key_schema, scores_schema
+from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.night")
@@ -82,27 +85,50 @@ def run_night(
     it); `entities` are names and globs of the only entities to score. Raises what the steps raise; the tables of the
     steps that were not reached keep what they held.
     """
-    ingest(ws, context_days(ws.dataset, day)[0], day)
+    seconds: dict[str, float] = {}
+    with timed(seconds, "ingest"):
+        ingest(ws, context_days(ws.dataset, day)[0], day)
     why = OVERWRITE if overwrite else why_missing(ws, day, labels or accepted(ws, detector), entities)
     done = not why
     if why == PLANNED:
         find_incidents(ws, day)
     elif why:
-        score_day(ws, day, detector, entities)
+        score_day(ws, day, detector, entities, seconds)
     page = report_file(ws, day)
     if read_state(ws, day, "incidents") is not None and not (done and page.exists() and is_told(day_states(ws, day))):
-        page = report_night(ws, day)
+        page = report_night(ws, day, seconds)
     return summary(ws, day, page if page.exists() else "", skipped=done, entities=entities)
 
 
-def score_day(ws: Workspace, day: date, detector: str = "", entities: Sequence[str] = ()) -> Scored:
-    """Validate, score and find the incidents of one day whose source is ingested."""
-    shards = plan_shards(ws, day, detector, entities)
-    for shard in shards:
-        score_shard(ws, shard)
-    scored = publish(ws, shards)
-    find_incidents(ws, day, entities)
+def score_day(
+    ws: Workspace,
+    day: date,
+    detector: str = "",
+    entities: Sequence[str] = (),
+    seconds: MutableMapping[str, float] | None = None,
+) -> Scored:
+    """Validate, score and find the incidents of one day whose source is ingested; `seconds` hears how long each took.
+
+    The steps are those that the tasks of the nightly DAG take, by the same names.
+    """
+    seconds = {} if seconds is None else seconds
+    with timed(seconds, "validate"):
+        shards = plan_shards(ws, day, detector, entities)
+    with timed(seconds, "score"):
+        for shard in shards:
+            score_shard(ws, shard)
+    with timed(seconds, "incidents"):
+        scored = publish(ws, shards)
+        find_incidents(ws, day, entities)
     return scored
+
+
+@contextmanager
+def timed(seconds: MutableMapping[str, float], step: str) -> Iterator[None]:
+    """Put into `seconds` how long the block took, under the name of `step`."""
+    began = time.monotonic()
+    yield
+    seconds[step] = time.monotonic() - began
 
 
 def score_days(ws: Workspace, days: list[date], say: Callable[[Scored], None] = lambda _: None) -> list[Scored]:
@@ -249,19 +275,26 @@ def is_told(made: Mapping[str, State]) -> bool:
     return is_reported(made) and is_reported(made, LOG)
 
 
-def report_night(ws: Workspace, day: date) -> Path:
-    """Write the report and log the night to MLflow; the report's file."""
-    page = write_report(ws, day)
-    log_night(ws, day)
+def report_night(ws: Workspace, day: date, seconds: MutableMapping[str, float] | None = None) -> Path:
+    """Write the report and log the night to MLflow, with the `seconds` that its steps took; the report's file."""
+    seconds = {} if seconds is None else seconds
+    with timed(seconds, "report"):
+        page = write_report(ws, day)
+    log_night(ws, day, seconds)
     return page
 
 
-def log_night(ws: Workspace, day: date) -> dict[str, float]:
-    """Log the night and its report to MLflow, send its numbers, and record of what they were; these numbers."""
-    made_of, page = report_state(day_states(ws, day), LOG), report_file(ws, day)
-    night = summary(ws, day, page, skipped=False)
-    numbers = night_metrics(ws, day, night, read_scored(ws, day))
-    tracking.log_night(ws, day, numbers, {"detector": night.detector}, page)
+def log_night(ws: Workspace, day: date, seconds: Mapping[str, float] | None = None) -> dict[str, float]:
+    """Log the night and its report to MLflow, send its numbers, and record of what they were; these numbers.
+
+    `seconds` is how long its steps took, as far as they were taken: the tables hold no clock.
+    """
+    made = day_states(ws, day)
+    made_of, report = report_state(made, LOG), report_file(ws, day)
+    scored, promise = read_scored(ws, day), read_promise(ws, day)
+    numbers = night_metrics(ws, day, summary(ws, day, report, skipped=False), scored, promise)
+    took = {f"seconds/{step}": value for step, value in (seconds or {}).items()}
+    tracking.log_night(ws, day, night_page(ws, day, numbers | took, scored, promise, made), report)
     send_metrics(ws, day, numbers, datetime.now(UTC))
     if made_of is not None:
         write_state(ws, made_of)
@@ -275,18 +308,18 @@ def send_metrics(ws: Workspace, day: date, numbers: Mapping[str, float], now: da
         metrics.gauges(ws.dataset.name, {**numbers, "delay": delay})
 
 
-def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dict[str, float]:
+def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored, promise: Promise) -> dict[str, float]:
     """The numbers that compare from night to night."""
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity").collect()
     days = entity_days(scores, ws.dataset)
     counts: dict[str, Any] = asdict(night)
-    promise = read_promise(ws, day)
     low, high = promise.lately.bounds or (0.0, 0.0)
     names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent",
              "unseen", "drifting")  # fmt: skip
     return {
         **{name: float(counts[name]) for name in names},
         "entities": float(scored.entities),
+        **incident_counts(ws, day),
         "false_alarms_promised": promise.promised or 0.0,
         "false_alarms_realised": promise.lately.rate or 0.0,
         "false_alarms_realised.low": low,
@@ -295,15 +328,14 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored) -> dic
         "incidents_per_entity_day": (night.incidents - night.silent) / days if days else 0.0,
         "quarantine_share": night.rows_quarantined / night.rows_in if night.rows_in else 0.0,
         "freshness": freshness(ws, day),
+        **drift_shares(ws, day, scored.entities),
     }
 
 
 def freshness(ws: Workspace, day: date) -> float:
     """Seconds from the newest event of the day that has come to the day's end; a whole day where none has."""
     start, end = ws.dataset.day_bounds(day)
-    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
-    newest = events.select(pl.col("event_time").max())
-    return float((end - (newest.collect().item() or start)).total_seconds())
+    return (end - (newest_event(ws, day) or start)).total_seconds()
 
 
 def days_between(first: date, last: date) -> Iterator[date]:

@@ -204,8 +204,8 @@ def _preview(ws: Workspace, night: Night, target: Target) -> Preview:
     message = _message(ws.dataset, night, target, news)
     if message is None:
         return Preview(target.name, "text", "", "", "; ".join(part for part in (remark, _why_nothing(news)) if part))
-    form, body = compose(target, message)
-    return Preview(target.name, form, message.title, body, remark)
+    form, body, problem = compose(target, message)
+    return Preview(target.name, form, message.title, body, remark or problem)
 
 
 def _why_nothing(news: News) -> str:
@@ -234,13 +234,13 @@ def _read_night(ws: Workspace, day: date, now: datetime | None) -> Night:
     )
 
 
-def find_news(night: Night, target: Target, notify: Notify) -> News:
+def find_news(night: Night, target: Target, limits: Notify) -> News:
     """What `target` has not heard of a night; pure."""
     open_ones = _concerning(target.route, night.incidents.filter(pl.col("reason").is_null()))
     told = night.memory.told.get(target.name, _stretches([]))
     before = told.filter(pl.col("day") < night.day)
     new = _unheard(open_ones, told.filter((pl.col("day") - night.day).abs() <= timedelta(days=1)))
-    again = _cooling(new, before, night.day - timedelta(days=notify.cooldown))
+    again = _cooling(new, before, night.day - timedelta(days=limits.cooldown))
     single = new.join(again, on="incident_id", how="anti")
     heard = night.over.join(_unheard(night.over, before), on="incident_id", how="anti")
     return News(
@@ -249,7 +249,7 @@ def find_news(night: Night, target: Target, notify: Notify) -> News:
         planned=night.incidents.filter(pl.col("reason").is_not_null()),
         again=again,
         recovered=_unheard(heard, night.memory.recovered.get(target.name, _stretches([]))),
-        summary=night.memory.singly.get(target.name, 0) + len(single) > notify.most,
+        summary=night.memory.singly.get(target.name, 0) + len(single) > limits.most,
         update=night.day in told["day"],
     )
 

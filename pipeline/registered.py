@@ -10,8 +10,9 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from models.detector import Detector
 from pipeline.config import Dataset
+from pipeline.errors import ConfigError
 from pipeline.score import score_frame
-from pipeline.tables import canonical_schema
+from pipeline.tables import MOMENT, canonical_schema
 
 
 class RegisteredDetector(PythonModel):
@@ -24,14 +25,42 @@ class RegisteredDetector(PythonModel):
         self.dataset = Dataset(**{**about, "source": {"path": "frame.parquet"}})
 
     def predict(self, context: PythonModelContext, model_input: pd.DataFrame, params: Any = None) -> pd.DataFrame:
-        """The frame's steps in order of entity and event time, with score, p_value, threshold and is_anomaly."""
+        """The frame's steps in order of entity and event time, with score, p_value, threshold and is_anomaly.
+
+        Columns that the detector does not know are passed over, and `event_id` may be left out. Raises `ConfigError`
+        for a column that is missing or cannot be read.
+        """
         del context, params
-        frame = pl.from_pandas(model_input)
-        schema = canonical_schema(self.dataset)
-        if isinstance(frame.schema["event_time"], pl.Datetime) and frame.schema["event_time"].time_zone is None:
-            frame = frame.with_columns(pl.col("event_time").dt.replace_time_zone(self.dataset.zone))
-        frame = frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
+        frame = read(pl.from_pandas(model_input), self.dataset)
         return score_frame(self.detector, frame, self.dataset, pl.lit(value=True)).to_pandas()
+
+
+def read(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
+    """The frame's columns in canonical types; a time without a zone is taken for one of the dataset's zone."""
+    columns = []
+    for name, kind in canonical_schema(dataset).items():
+        if name not in frame.columns and name != "event_id":
+            raise ConfigError(f"the frame has no column {name!r}; {dataset.name} needs {', '.join(_needed(dataset))}")
+        given = frame[name] if name in frame.columns else pl.Series(name, [None] * len(frame), kind)
+        try:
+            columns.append(_moments(given, dataset.zone) if name == "event_time" else given.cast(kind))
+        except pl.exceptions.PolarsError as error:
+            wanted = {pl.Float64: "numbers", pl.String: "text"}.get(kind, "times")
+            raise ConfigError(f"the column {name!r} holds {given.dtype}, of which not all are {wanted}") from error
+    return pl.DataFrame(columns)
+
+
+def _needed(dataset: Dataset) -> list[str]:
+    return [name for name in canonical_schema(dataset) if name != "event_id"]
+
+
+def _moments(given: pl.Series, zone: str) -> pl.Series:
+    if given.dtype == pl.String:  # as it comes over HTTP, and in the input example
+        zoned = given.str.contains(r"(Z|[+-]\d\d:?\d\d)$").any()
+        given = given.str.to_datetime("%+" if zoned else None)
+    if isinstance(given.dtype, pl.Datetime) and given.dtype.time_zone is None:
+        given = given.dt.replace_time_zone(zone)
+    return given.cast(MOMENT)
 
 
 set_model(RegisteredDetector())

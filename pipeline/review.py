@@ -25,6 +25,7 @@ VERDICTS = ("confirmed", "dismissed")
 WITHDRAWN = "withdrawn"
 OPEN = "open"
 STATES = (OPEN, *VERDICTS)
+KINDS = ("anomaly", "silent")  # of incidents
 LONGEST_NOTE = 2000  # characters
 SAID = ("note", "reviewer", "reviewed_at")  # what a verdict says beside itself
 
@@ -162,9 +163,8 @@ def with_state(incidents: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
 
 def _kind_of(verdict: Mapping[str, Any]) -> str | None:
     """The kind of the incident that a verdict is on, which its id tells."""
-    kinds = ("anomaly", "silent")
     return next(
-        (k for k in kinds if incident_id(verdict["entity"], verdict["start"], k) == verdict["incident_id"]), None
+        (k for k in KINDS if incident_id(verdict["entity"], verdict["start"], k) == verdict["incident_id"]), None
     )
 
 

@@ -4,10 +4,14 @@ Experiments `NAME/train` and `NAME/nights`, registered model `NAME` with the ali
 """
 
 import fcntl
+import hashlib
+import json
 import logging
 import os
+import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -15,20 +19,33 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import stamina
+
+from pipeline import logbook
 from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
+from pipeline.links import MLFLOW_VIEW, run_link
 from pipeline.metrics import gauges, in_airflow
+from pipeline.tables import canonical_schema
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
+    import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
 
 log = logging.getLogger("nightsift.tracking")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 FORMER = "former_champions"  # a tag of the registered model: the numbers of versions, the latest last
 REMEMBERED = 100  # of them
+# Without this tag MLflow's pages guess, and show an experiment that has no run yet as one of generative AI.
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+NOTE, NOTED = "mlflow.note.content", "mlflow.note.digest"  # a description, and the digest of the one that we wrote
+MOST_NOTE = 8000  # characters that MLflow keeps of a tag
+TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "incidents.json", "type": "table"}])}  # as MLflow names them
+SAMPLED = 5  # seconds between two looks at the machine that trains
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 CODE = Path(__file__).parent
 # What a detector needs where it is loaded; named, so that MLflow does not import TensorFlow to find out.
@@ -50,6 +67,7 @@ def client(ws: Workspace) -> "MlflowClient":
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    os.environ.setdefault("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", str(SAMPLED))
     import mlflow
 
     for noisy in ("mlflow", "mlflow.store.db.utils", "alembic"):  # after the import, which sets levels of its own
@@ -88,8 +106,8 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
     """An active MLflow run of the experiment `NAME/kind`; the run that was made for `key` before, where there is one.
 
     So a night that is run again updates its page instead of adding another, also where two processes begin it at once;
-    a training, which has no key, is always a run of its own. A run that fails is marked as failed. Raises
-    `NightsiftError` where MLflow does not answer.
+    a training, which has no key, is always a run of its own, and looks at its machine meanwhile (`system/…`). A run
+    that fails is marked as failed. Raises `NightsiftError` where MLflow does not answer.
     """
     api = client(ws)
     import mlflow
@@ -97,8 +115,11 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
     with _answering(ws):
         experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
         known = _run_of(api, experiment, name, key) if key else None
-        with mlflow.start_run(experiment_id=experiment, run_id=known, run_name=None if known else name) as active:
-            mlflow.set_tags({"dataset": ws.dataset.name, "git_revision": git_revision(), **airflow_tags()})
+        with mlflow.start_run(known, experiment, name, log_system_metrics=kind == "train") as active:
+            here = airflow_tags()
+            for left in {*AIRFLOW_TAGS} & {*active.data.tags} - {*here}:  # it was run by Airflow, and now is not
+                mlflow.delete_tag(left)
+            mlflow.set_tags({"dataset": ws.dataset.name, "git_revision": git_revision(), **here})
             yield active
 
 
@@ -157,24 +178,35 @@ def nested(name: str) -> Iterator[None]:
 
 
 def _experiment(ws: Workspace, api: "MlflowClient", name: str) -> str:
-    found = api.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    found = api.get_experiment_by_name(name) or _new_experiment(ws, api, name)
+    about = {KIND: TRAINING, NOTE: logbook.experiment_note(ws.dataset, name.rpartition("/")[2], found.experiment_id)}
+    for tag in about.keys() - found.tags.keys():
+        api.set_experiment_tag(found.experiment_id, tag, about[tag])
+    return str(found.experiment_id)
+
+
+def _new_experiment(ws: Workspace, api: "MlflowClient", name: str) -> Any:
+    """The experiment `name`, made by this process or, at the same moment, by another one."""
     local = ws.home.tracking_uri.startswith("sqlite")
     place = (ws.home.artifacts / name).as_uri() if local else None
     from mlflow.exceptions import MlflowException
 
     try:
-        return str(api.create_experiment(name, artifact_location=place))
-    except MlflowException:  # another process was first
+        return api.get_experiment(api.create_experiment(name, artifact_location=place))
+    except MlflowException:
         found = api.get_experiment_by_name(name)
         if found is None:
             raise
-        return str(found.experiment_id)
+        return found
 
 
-def register(ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str]) -> Version:
-    """Log the detector in `folder` to the active run and register it; it has no alias yet."""
+def register(
+    ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str], note: str, example: "pl.DataFrame"
+) -> Version:
+    """Log the detector in `folder` to the active run and register it; it has no alias yet.
+
+    `note` describes this version, in Markdown; `example` holds a few rows to call it with.
+    """
     api = client(ws)
     import mlflow
 
@@ -185,12 +217,34 @@ def register(ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str]) 
         code_paths=[str(CODE), str(CODE.parent / "models")],
         pip_requirements=REQUIREMENTS,
         registered_model_name=ws.dataset.name,
+        signature=_signature(ws),
+        input_example=example.to_pandas(),
     )
     number = str(info.registered_model_version)
     label = f"{number}-{digest[:8]}"
     for key, value in {**tags, "label": label}.items():
         api.set_model_version_tag(ws.dataset.name, number, key, value)
+    api.update_model_version(ws.dataset.name, number, note)
+    if not api.get_registered_model(ws.dataset.name).description:
+        api.update_registered_model(ws.dataset.name, logbook.model_note(ws.dataset))
+        api.set_registered_model_tag(ws.dataset.name, "dataset", ws.dataset.name)
+        api.set_registered_model_tag(ws.dataset.name, "kind", ws.dataset.kind)
     return Version(number, label, folder)
+
+
+def _signature(ws: Workspace) -> "ModelSignature":
+    """Which columns the registered model takes and gives.
+
+    It names no types of what goes in: MLflow would refuse whole numbers, and times with a zone. The model takes them,
+    and says itself what it cannot read.
+    """
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
+
+    given = (ColSpec(AnyType(), name, required=name != "event_id") for name in canonical_schema(ws.dataset))
+    numbers = dict.fromkeys(("score", "p_value", "threshold"), DataType.double)
+    told = {"entity": DataType.string, "event_time": DataType.datetime, **numbers, "is_anomaly": DataType.boolean}
+    return ModelSignature(Schema([*given]), Schema([*(ColSpec(kind, name) for name, kind in told.items())]))
 
 
 def registered(ws: Workspace, number: str) -> Version:
@@ -397,21 +451,83 @@ def fetch(ws: Workspace, number: str, into: Path) -> Path:
 
 def log_figure(figure: "Figure", name: str) -> None:
     """Log a matplotlib figure to the active run under `figures/NAME.png`."""
-    import matplotlib.pyplot as plt
     import mlflow
 
     mlflow.log_figure(figure, f"figures/{name}.png")
-    plt.close(figure)
 
 
-def log_night(ws: Workspace, day: date, metrics: Mapping[str, float], tags: Mapping[str, str], report: Path) -> None:
-    """One run a night in `NAME/nights`: counts and rates that compare from night to night, and the report."""
-    with run(ws, "nights", f"{ws.dataset.name} {day}", key=f"night {day}"):
+def log_used(ws: Workspace, run: str, used: Sequence["logbook.Used"]) -> None:
+    """Log what a run has read as MLflow datasets: table, Delta version and digest; no row is read for it."""
+    api = client(ws)
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+    from mlflow.exceptions import MlflowException
+
+    inputs = [
+        DatasetInput(
+            Dataset(
+                name=f"{ws.dataset.name}.{each.table}", digest=each.digest, source_type="delta_table",
+                source=json.dumps({"path": ws.lake.uri(each.table), "delta_table_version": each.version}),
+                profile=json.dumps({"num_rows": each.rows}),
+            ),
+            [InputTag("mlflow.data.context", each.context)],
+        )
+        for each in used
+    ]  # fmt: skip
+    for attempt in stamina.retry_context(on=MlflowException, attempts=3, wait_initial=0.1):
+        with attempt:  # another process that logs the same night may add the same dataset
+            api.log_inputs(run, inputs)
+
+
+def note_tags(active: Any, note: Sequence[str], artifacts: Mapping[str, str]) -> dict[str, str]:
+    """The tags that make the paragraphs `note` the description of the active run; none where a person wrote another.
+
+    Above them stand the ways to its `artifacts`, by what they are called, and to its DAG run: MLflow folds the rest.
+    """
+    before, here = active.data.tags, f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}/artifacts"
+    if before.get(NOTE) and before.get(NOTED) != _digest(before[NOTE]):
+        return {}
+    ways = [f"[{name}]({here}/{path}?{MLFLOW_VIEW})" for name, path in artifacts.items()]
+    ways += [f"[DAG run]({link})" for tag, link in airflow_tags().items() if tag == "airflow_link"]
+    text = "\n\n".join([" · ".join(ways), *note])[:MOST_NOTE]
+    return {NOTE: text, NOTED: _digest(text)}
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def log_night(ws: Workspace, day: date, page: "logbook.Page", report: Path) -> None:
+    """One run a night in `NAME/nights`: counts and rates that compare from night to night, and the report.
+
+    A server is asked as little as can be: it may be far away, and check a password each time.
+    """
+    with run(ws, "nights", page.name, key=f"night {day}") as active, TemporaryDirectory() as scratch:
         import mlflow
+        from mlflow.entities import Metric, Param, RunTag
 
-        mlflow.set_tags({"day": str(day), **tags})
-        mlflow.log_metrics(dict(metrics))
-        mlflow.log_artifact(str(report), "report")
+        ways = {"Report": f"report/{report.name}", "Incidents": "incidents.json", "Scores": "figures/scores.png"}
+        told = {**page.tags, **TABLES, **note_tags(active, page.note, ways)}
+        now = int(time.time() * 1000)
+        mlflow.MlflowClient().log_batch(
+            active.info.run_id,
+            [Metric(name, value, now, 0) for name, value in page.metrics.items()],
+            [Param(name, value) for name, value in page.params.items()],
+            [RunTag(name, value[:MOST_NOTE]) for name, value in told.items()],
+        )
+        _write_artifacts(Path(scratch), page, report)
+        mlflow.log_artifacts(scratch)
+        log_used(ws, active.info.run_id, page.used)
+
+
+def _write_artifacts(folder: Path, page: "logbook.Page", report: Path) -> None:
+    """The files of a night's page; MLflow's own way to log a table would append to the one that is there."""
+    for name in ("figures", "report"):
+        (folder / name).mkdir()
+    for name, figure in page.figures.items():
+        figure.savefig(folder / "figures" / f"{name}.png")
+    shutil.copyfile(report, folder / "report" / report.name)
+    rows = {"columns": page.incidents.columns, "data": [list(row) for row in page.incidents.iter_rows()]}
+    (folder / "incidents.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
 
 def log_devices(dataset: str) -> None:
@@ -448,7 +564,12 @@ def git_revision() -> str:
         return "unknown"
 
 
+AIRFLOW_TAGS = ("airflow_dag", "airflow_run", "airflow_link")
+
+
 def airflow_tags() -> dict[str, str]:
-    """Which DAG run this is, where Airflow runs us."""
-    names = {"AIRFLOW_CTX_DAG_ID": "airflow_dag", "AIRFLOW_CTX_DAG_RUN_ID": "airflow_run"}
-    return {tag: os.environ[name] for name, tag in names.items() if name in os.environ}
+    """Which DAG run this is, where Airflow runs us, and its address where that is known."""
+    dag, run = (os.environ.get(f"AIRFLOW_CTX_DAG_{name}") for name in ("ID", "RUN_ID"))
+    if not dag or not run:
+        return {}
+    return {tag: value for tag, value in zip(AIRFLOW_TAGS, (dag, run, run_link(dag, run)), strict=True) if value}

@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline import figures, tracking
+from pipeline import figures, logbook, tracking
 from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
@@ -187,18 +187,22 @@ def train(ws: Workspace, start: datetime, end: datetime, say: Progress = log.inf
     and ends with the same detector. Raises `GateRefusedError` where there is too little to learn from, and
     `NightsiftError` where what was learned is broken.
     """
+    import mlflow
+
     from pipeline.promotion import decide
 
     began, checkpoints = time.monotonic(), Staged(ws.lake, say)
-    clean, name = snapshot(ws, start, end, say), f"{ws.dataset.name} {start:%Y-%m-%d} to {end:%Y-%m-%d}"
+    clean, name = snapshot(ws, start, end, say), logbook.training_name(ws.dataset, start, end)
     tracking.end_killed(ws, "train", name)
     with tracking.run(ws, "train", name) as active:
-        _log_inputs(ws, start, end, clean, cause)
+        _log_inputs(ws, active.info.run_id, start, end, clean, cause)
         about, spared = _about(ws, start, end), dismissed(ws)
         abnormal = pl.concat([confirmed(ws), planned_stretches(ws, clean["entity"].unique(), start, end)])
         say(f"not learned from, confirmed or in the calendar: {within(clean, abnormal).sum():,} rows")
         learned = learn_members(ws.dataset, clean, start, about, abnormal, spared, say, checkpoints)
         trained = decide(ws, _register(ws, learned, active.info.run_id), say)
+        ways = {"Comparison": "comparison.md", "Calibration": "figures/calibration.png"}
+        mlflow.set_tags(tracking.note_tags(active, logbook.training_note(trained, len(clean)), ways))
         checkpoints.clear()
         log.info("%s: MLflow run %s", ws.dataset.name, active.info.run_id)
     return replace(trained, seconds=round(time.monotonic() - began, 1))
@@ -875,24 +879,23 @@ def _about(ws: Workspace, start: datetime, end: datetime) -> dict[str, Any]:
     }
 
 
-def _log_inputs(ws: Workspace, start: datetime, end: datetime, clean: pl.DataFrame, cause: str | None) -> None:
+def _log_inputs(
+    ws: Workspace, run: str, start: datetime, end: datetime, clean: pl.DataFrame, cause: str | None
+) -> None:
     import mlflow
 
     dataset = ws.dataset
-    settings = {
-        f"{group}.{name}": value
-        for group in ("window", "model", "training", "threshold")
-        for name, value in getattr(dataset, group).model_dump(mode="json").items()
-    }
+    groups = ("window", "model", "training", "threshold")
+    settings = logbook.flat({group: getattr(dataset, group).model_dump(mode="json") for group in groups})
     facts = {"from": start.isoformat(), "to": end.isoformat(), "rows": len(clean), "channels": len(dataset.channels),
              "entities": clean["entity"].n_unique(), "config_digest": dataset.digest()}  # fmt: skip
     mlflow.log_params({**settings, **facts})
-    versions = {
-        f"delta_version.{table}": str(ws.lake.version(table)) for table in ("landing", "clean", "quarantine", "labels")
-    }
+    tables = [table for table in ("landing", "clean", "quarantine", "labels") if ws.lake.exists(table)]
+    versions = {f"delta_version.{table}": str(ws.lake.version(table)) for table in tables}
     mlflow.set_tags({**versions, "data_window": f"{start.isoformat()} to {end.isoformat()}"})
     if cause:
         mlflow.set_tag("cause", cause)
+    tracking.log_used(ws, run, [logbook.training_input(ws, start, end, len(clean))])
 
 
 def _register(ws: Workspace, learned: Learned, run: str) -> Trained:
@@ -917,11 +920,17 @@ def _register(ws: Workspace, learned: Learned, run: str) -> Trained:
     })  # fmt: skip
     calibrated = over_factors(detector, steps, learned.calibrated)
     tracking.log_figure(figures.calibration(calibrated, judged.score, threshold), "calibration")
+    over = {
+        name: logbook.score_histogram(pl.LazyFrame({"score": score, "threshold": threshold.value}))
+        for name, score in (("calibration", calibrated), ("holdout", judged.score))
+    }
+    tracking.log_figure(figures.scores(f"Scores of {ws.dataset.name}", over), "scores")
     with TemporaryDirectory(prefix="nightsift-") as scratch:
         folder = Path(scratch) / "detector"
         detector.save(folder)
         tags = {"data_window": f"{detector.about['from']} to {detector.about['to']}"}
-        version = tracking.register(ws, folder, weights_digest(detector), tags)
+        note, rows = logbook.version_note(detector, evaluation.injected_recall), logbook.example(ws.dataset, detector)
+        version = tracking.register(ws, folder, weights_digest(detector), tags, note, rows)
     comparison = compare(ws, version.label, evaluation, learned)
     mlflow.log_text(comparison.table, "comparison.md")
     mlflow.log_dict(comparison.facts, "comparison.json")

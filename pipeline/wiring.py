@@ -38,6 +38,11 @@ def datasets_folder() -> Path:
     return Path(os.environ.get("NIGHTSIFT_DATASETS") or ROOT / "datasets")
 
 
+def home_folder() -> Path:
+    """Where the state is: NIGHTSIFT_HOME, else `var` beside `dags`."""
+    return Path(os.environ.get("NIGHTSIFT_HOME") or ROOT / "var")
+
+
 def read_datasets() -> tuple[list[Dataset], list[ConfigError]]:
     """Every dataset whose YAML can be read, and why the others cannot."""
     good, bad = [], []
@@ -50,10 +55,10 @@ def read_datasets() -> tuple[list[Dataset], list[ConfigError]]:
 
 
 def workspace(name: str) -> "Workspace":
-    """The workspace of a task: state in NIGHTSIFT_HOME, else `var` beside `dags`, wherever the worker was started."""
+    """The workspace of a task, wherever the worker was started."""
     from pipeline.workspace import open_workspace
 
-    return open_workspace(name, os.environ.get("NIGHTSIFT_HOME") or ROOT / "var", datasets_folder())
+    return open_workspace(name, home_folder(), datasets_folder())
 
 
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
@@ -182,6 +187,15 @@ def nights_of(dataset: Dataset, params: Mapping[str, Any], run: Any, now: dateti
         return first, first
     ends = croniter(dataset.schedule, datetime.combine(first, time.max, dataset.tz)).get_next(datetime)
     return first, dataset.day_of(min(ends, now)) - timedelta(days=1)
+
+
+def task_seconds(ti: Any) -> dict[str, float]:
+    """How long the tasks of this task's run have taken that are done, by name; mapped ones together."""
+    took: dict[str, float] = {}
+    for task in ti.get_task_breadcrumbs(ti.dag_id, ti.run_id):
+        if task["state"] == "success" and task["duration"] is not None:
+            took[task["task_id"]] = took.get(task["task_id"], 0.0) + float(task["duration"])
+    return took
 
 
 def stretch_of(dataset: Dataset, params: Mapping[str, Any], run: Any) -> tuple[datetime, datetime]:

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.simulate import simulate
 from pipeline.tables import scores_schema
+from pipeline.tracking import client
 from pipeline.workspace import Workspace, open_workspace
 from tests.dags.conftest import HERE, SHIPPED, airflow_env
 
@@ -99,6 +100,19 @@ def test_a_night_goes_from_files_to_a_report(runs: list[dict[str, Any]], ws: Wor
     assert Path(night["xcom"]["report"]).is_file()
     assert night["xcom"]["notify"]["incidents"] == night["xcom"]["incidents"]["incidents"]
     assert date.fromisoformat(NIGHT) in days_scored(ws)
+
+
+def test_the_page_of_a_night_tells_how_long_its_tasks_took(runs: list[dict[str, Any]], ws: Workspace) -> None:
+    """Each of those before it in its run; a night that a backfill ran tells the same steps."""
+    api = client(ws)
+    pages = {
+        page.data.params["day"]: page
+        for page in api.search_runs([api.get_experiment_by_name("pumps/nights").experiment_id])
+    }
+    for day in (NIGHT, NEXT):
+        took = {name: value for name, value in pages[day].data.metrics.items() if name.startswith("seconds/")}
+        assert {"seconds/validate", "seconds/score", "seconds/incidents", "seconds/report"} <= {*took}
+        assert all(value > 0 for value in took.values())
 
 
 def test_what_goes_through_xcom_are_references_and_counts(runs: list[dict[str, Any]]) -> None:

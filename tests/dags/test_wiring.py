@@ -111,3 +111,18 @@ def test_training_on_nothing_is_refused() -> None:
     """`from` on or after `to` is a mistake, and is said to be one."""
     with pytest.raises(ConfigError, match="from must be before to"):
         wiring.stretch_of(dataset(), {"from": "2026-03-02", "to": "2026-03-02"}, run())
+
+
+def test_the_tasks_of_a_run_are_told_with_their_times() -> None:
+    """Those that succeeded; the shards of a mapped one together."""
+    done = [
+        {"task_id": "validate", "map_index": -1, "state": "success", "operator": "op", "duration": 2.0},
+        {"task_id": "score", "map_index": 0, "state": "success", "operator": "op", "duration": 3.0},
+        {"task_id": "score", "map_index": 1, "state": "success", "operator": "op", "duration": 4.5},
+        {"task_id": "notify", "map_index": -1, "state": "failed", "operator": "op", "duration": 1.0},
+        {"task_id": "report", "map_index": -1, "state": "skipped", "operator": "op", "duration": None},
+    ]
+    asked = SimpleNamespace(
+        dag_id="d", run_id="r", get_task_breadcrumbs=lambda dag, run: done * ((dag, run) == ("d", "r"))
+    )
+    assert wiring.task_seconds(asked) == {"validate": 2.0, "score": 7.5}

@@ -75,10 +75,10 @@ def test_an_entity_that_was_not_there_in_training_is_flagged_and_judged_like_all
         [tracking.client(fresh).get_experiment_by_name("demo/nights").experiment_id],
         filter_string=f"tags.day = '{NIGHTS[1]}'",
     )
-    assert run.data.metrics["unseen"] == 1
-    assert run.data.metrics["false_alarms_promised"] == 0.2
-    low, high = (run.data.metrics[f"false_alarms_realised.{end}"] for end in ("low", "high"))
-    assert low <= run.data.metrics["false_alarms_realised"] <= high
+    assert run.data.metrics["data/unseen"] == 1
+    assert run.data.metrics["alarms/false_alarms_promised"] == 0.2
+    low, high = (run.data.metrics[f"alarms/false_alarms_realised.{end}"] for end in ("low", "high"))
+    assert low <= run.data.metrics["alarms/false_alarms_realised"] <= high
 
 
 def test_a_dismissed_incident_raises_the_threshold_of_its_entity_in_a_version_of_its_own(fresh):

@@ -33,6 +33,7 @@ def parsed(text: str) -> tuple[str, set[str]]:
 @example("- no list")
 @example("# no heading")
 @example("___")
+@example("__0__")
 @example("a\\")
 def test_markdown_shows_what_stands_in_the_data(text: str) -> None:
     """Whatever it is: it is read as it stands, and is nothing but text."""

@@ -13,8 +13,11 @@ from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 
+import mlflow
+import pandas as pd
 import polars as pl
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipeline.backfill import Backfill, backfill
 from pipeline.cli import main
@@ -26,7 +29,7 @@ from pipeline.promotion import promote
 from pipeline.review import record
 from pipeline.score import load_detector, prepare, slow_drifts, stale_days
 from pipeline.state import day_states
-from pipeline.tracking import champion
+from pipeline.tracking import champion, client
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables
@@ -252,6 +255,95 @@ def test_the_registered_model_scores_a_plain_frame_like_the_night(trained, fresh
     assert len(both) == len(night)
     assert both["threshold"].equals(both["threshold_right"])
     assert both["score"].null_count() == 0
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    """The champion as a notebook loads it."""
+    client(trained)
+    return mlflow.pyfunc.load_model("models:/demo@champion")
+
+
+@pytest.fixture(scope="module")
+def rows(trained) -> pd.DataFrame:
+    """A day of clean rows, as plain as they come."""
+    names = {"machine": "entity", "card": "entity", "payment": "event_id", "time": "event_time"}
+    day = sensor_day(1) if trained.dataset.kind == "sensor" else card_day(1)
+    return day.rename(names, strict=False).to_pandas()
+
+
+def scores_of(model, frame: pd.DataFrame) -> list[float]:
+    return model.predict(frame)["score"].tolist()
+
+
+def test_the_registered_model_takes_frames_as_notebooks_have_them(trained, model, rows):
+    """Times with a zone, without one and as text; whole numbers, short floats, no category, no id, other columns."""
+    number = "flow" if trained.dataset.kind == "sensor" else "amount"
+    frame = rows.assign(**{number: rows[number].round() + 3})
+    usual = scores_of(model, frame)
+    assert len(usual) == len(frame)
+    moments = frame["event_time"]
+    alike = {
+        "without a zone": frame.assign(event_time=moments.dt.tz_localize(None)),
+        "of another zone": frame.assign(event_time=moments.dt.tz_convert("America/New_York")),
+        "as text": frame.assign(event_time=moments.map(lambda moment: moment.isoformat())),
+        "as text without a zone": frame.assign(event_time=moments.dt.tz_localize(None).map(lambda t: t.isoformat())),
+        "whole numbers": frame.assign(**{number: frame[number].astype("int64")}),
+        "short floats": frame.assign(**{number: frame[number].astype("float32")}),
+        "other columns": frame.assign(weather="rain"),
+        "no id": frame.drop(columns="event_id", errors="ignore"),
+    }
+    for name, given in alike.items():
+        assert scores_of(model, given) == usual, name
+    if trained.dataset.kind == "transaction":
+        assert len(scores_of(model, frame.assign(shop=None))) == len(frame)
+        assert scores_of(model, frame.assign(shop=frame["shop"].astype("category"))) == usual
+
+
+def test_the_registered_model_says_what_it_cannot_read(trained, model, rows):
+    """A column that is missing, or holds something else, is named in a sentence."""
+    number = "flow" if trained.dataset.kind == "sensor" else "amount"
+    with pytest.raises(MlflowException, match=rf"missing inputs \['{number}'\]"):
+        model.predict(rows.drop(columns=number))
+    with pytest.raises(Exception, match=f"'{number}' holds String, of which not all are numbers"):
+        model.predict(rows.assign(**{number: "12,4 bar"}))
+    with pytest.raises(Exception, match="'event_time' holds String, of which not all are times"):
+        model.predict(rows.assign(event_time="yesterday"))
+
+
+def test_the_registered_model_explains_itself(trained, model):
+    """What it is, how it is called, what it takes and gives, an example, and which one it is."""
+    api = client(trained)
+    registered, version = api.get_registered_model("demo"), api.get_model_version_by_alias("demo", "champion")
+    assert 'load_model("models:/demo@champion")' in registered.description
+    assert registered.tags["kind"] == trained.dataset.kind
+    assert {"champion", "challenger"} <= {*registered.aliases}
+    assert "Learned from 2026-01-05 00:00 to 2026-01-17 00:00 UTC. Threshold " in version.description
+    assert "for 0.2 false alarms per entity and day" in version.description
+    taken, given = model.metadata.signature.inputs, model.metadata.signature.outputs
+    assert taken.input_names()[:2] == ["entity", "event_time"]
+    assert taken.optional_input_names() == (["event_id"] if trained.dataset.event_id else [])
+    assert given.input_names() == ["entity", "event_time", "score", "p_value", "threshold", "is_anomaly"]
+    predicted = model.predict(model.input_example)
+    assert predicted["score"].notna().all()
+    assert {*given.input_names()} <= {*predicted.columns}
+
+
+def test_a_training_page_tells_the_training(trained):
+    """Its days, its settings without nesting, what came of it, the rows that it learned from, and its figures."""
+    api = client(trained)
+    (run,) = api.search_runs([api.get_experiment_by_name("demo/train").experiment_id])
+    assert run.info.run_name == "2026-01-05 to 2026-01-16, demo trained"
+    assert (run.data.params["model.filters"], run.data.params["threshold.false_alarms"]) == ("8", "0.2")
+    assert run.data.tags["data_window"] == "2026-01-05T00:00:00+00:00 to 2026-01-17T00:00:00+00:00"
+    ways, outcome, learned, *_ = run.data.tags["mlflow.note.content"].split("\n\n")
+    assert "comparison.md" in ways
+    assert outcome == f"Detector **{champion(trained).label}**: promoted: the first detector."
+    assert "which promises 0.2 false alarms per entity and day" in learned
+    (used,) = run.inputs.dataset_inputs
+    assert (used.dataset.name, used.tags[0].value) == ("demo.clean", "training")
+    figures = [file.path for file in api.list_artifacts(run.info.run_id, "figures")]
+    assert figures == [f"figures/{name}.png" for name in ("calibration", "learning_curve", "scores")]
 
 
 def test_confirmed_incidents_are_kept_out_of_the_next_training(trained, fresh, capsys):
@@ -518,6 +610,17 @@ def test_a_report_that_a_changed_calendar_calls_for_is_not_forgotten(found, make
         renew(changed)
     assert renew(changed) == [START.date()]
     assert renew(changed) == []
+
+
+def test_a_night_tells_how_long_its_steps_took(found):
+    """Those that were taken, by the names of the tasks, and the report."""
+    seconds = {"score": 2.5}
+    report_night(found, START.date(), seconds)
+    api = client(found)
+    (run,) = api.search_runs([api.get_experiment_by_name("demo/nights").experiment_id])
+    took = {name: value for name, value in run.data.metrics.items() if name.startswith("seconds/")}
+    assert took == {"seconds/score": 2.5, "seconds/report": seconds["report"]}
+    assert 0 < took["seconds/report"] < 60
 
 
 def test_a_report_judges_no_rows(found, monkeypatch):

@@ -20,7 +20,7 @@ from pipeline.lake import Lake
 from pipeline.message import Message, render
 from pipeline.notify import News, build_message, notify, notify_all, preview
 from pipeline.score import Scored
-from pipeline.state import State, write_state
+from pipeline.state import State, read_state, write_state
 from pipeline.tables import incidents_schema, scores_schema
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR
@@ -689,7 +689,6 @@ def test_a_dry_run_shows_what_each_target_would_be_sent_and_sends_nothing(
     monkeypatch.delenv("NOBODY", raising=False)
     ws = workspace(tmp_path, "OPS", routes=[mild, {"urls_env": ["NOBODY"]}])
     find(ws, frame(anomaly("pump-1", 2.0)))
-    before = ws.lake.scan("partitions", {"step": pl.String, "counts": pl.String}).collect()
     seen = preview(ws, DAY)
     assert [(one.target, one.form, one.title) for one in seen] == [
         ("OPS (1 of 2)", "text", "pumps: 1 incident on 2026-03-25"),
@@ -699,10 +698,15 @@ def test_a_dry_run_shows_what_each_target_would_be_sent_and_sends_nothing(
     ]
     assert seen[1].body.startswith("**pump-1**: from 14:02")
     assert seen[2].remark == "there is no incident for it"
+    monkeypatch.setenv("ONCALL", f"nosuchservice://{SECRET}")
+    find(ws, frame(anomaly("pump-1", 4.0)))
+    assert preview(ws, DAY)[2].remark == "not a URL that Apprise knows"
+    monkeypatch.setenv("ONCALL", server.url)
+    find(ws, frame(anomaly("pump-1", 2.0)))
     assert "notify.routes names NOBODY, but this environment variable is not set" in seen[3].remark
     assert SECRET not in str(seen)
     assert server.received == []
-    assert ws.lake.scan("partitions", {"step": pl.String, "counts": pl.String}).collect().equals(before)
+    assert read_state(ws, DAY, "notify") is None
     monkeypatch.setenv("NOBODY", server.url)
     assert notify(ws, DAY).sent == 3
     assert [one.remark for one in preview(ws, DAY)][:2] == ["told before: 1 incident"] * 2
@@ -731,8 +735,8 @@ def test_the_command_shows_or_tells(
     for _ in range(2):
         assert _exit_code(line) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "pumps 2026-03-25: 1 incidents, 1 of them new, 0 recovered; 1 targets were told",
-        "pumps 2026-03-25: 1 incidents, 0 of them new, 0 recovered; 0 targets were told",
+        "pumps 2026-03-25: 1 incident, 1 new, 0 recovered; told to 1 target",
+        "pumps 2026-03-25: 1 incident, 0 new, 0 recovered; told to 0 targets",
     ]
     assert len(server.received) == 1
 
