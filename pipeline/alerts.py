@@ -8,59 +8,126 @@ that nothing heavy is imported here.
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Dataset, load_dataset
+from pipeline.config import Dataset, Route, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
+from pipeline.message import Form, Message, fit, render
+
+if TYPE_CHECKING:
+    from apprise import Apprise
+    from apprise.plugins import NotifyBase
 
 log = logging.getLogger("nightsift.alerts")
 ERROR = "error"  # the key under which a task that failed for good leaves its error
 MOST = 2000  # characters of an error that are told
+TITLE = 20  # characters that a service may add to a title
+UNKNOWN = "not a URL that Apprise knows"
+MARKDOWN_ANYWAY = {"Mattermost", "Zulip"}  # services that show text as Markdown, which Apprise does not know
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An Apprise URL, never shown, and the name under which it may be spoken of: its environment variable."""
+    """An Apprise URL, never shown; the name under which it may be spoken of, its environment variable; what it is told.
+
+    The URL is empty where the variable is not set.
+    """
 
     name: str
     url: str = field(repr=False)
+    route: Route
 
 
-def read_targets(dataset: Dataset) -> Iterator[Target]:
-    """The URLs in the variables that the dataset names; a variable may hold several, separated by spaces or commas.
+def list_targets(routes: Sequence[Route]) -> Iterator[Target]:
+    """Whom the routes name; a variable may hold several URLs, separated by spaces or commas."""
+    from apprise.utils.parse import parse_urls
+
+    for route in routes:
+        for name in route.urls_env:
+            urls = parse_urls(os.environ.get(name, "")) or [""]
+            for i, url in enumerate(urls, 1):
+                yield Target(name if len(urls) == 1 else f"{name} ({i} of {len(urls)})", url, route)
+
+
+def read_targets(dataset: Dataset, routes: Sequence[Route]) -> list[Target]:
+    """Whom the routes of the dataset name.
 
     Raises `ConfigError` that names the variable, never what it holds, where one is not set.
     """
-    from apprise.utils.parse import parse_urls
-
-    for name in dataset.notify.urls_env:
-        urls = parse_urls(os.environ.get(name, ""))
-        if not urls:
-            raise ConfigError(
-                f"{dataset.name}.yaml: notify.urls_env names {name}, but this environment variable is not set or holds "
-                f"no Apprise URL; set it, or take it out of the YAML"
-            )
-        yield from (
-            Target(name if len(urls) == 1 else f"{name} ({i} of {len(urls)})", url) for i, url in enumerate(urls, 1)
-        )
+    targets = list(list_targets(routes))
+    for target in targets:
+        if not target.url:
+            raise ConfigError(f"{missing_variable(dataset, target)}; set it, or take it out of the YAML")
+    return targets
 
 
-def send(target: Target, title: str, body: str) -> str:
+def missing_variable(dataset: Dataset, target: Target) -> str:
+    """What is amiss with a target that has no URL."""
+    where = "notify.urls_env" if target.name in dataset.notify.urls_env else "notify.routes"
+    return (
+        f"{dataset.name}.yaml: {where} names {target.name}, but this environment variable is not set or holds no "
+        f"Apprise URL"
+    )
+
+
+def send(target: Target, message: Message) -> str:
     """Send one message; empty where the target took it, else its name and what went wrong, without its URL."""
-    import apprise
-
     with _apart("apprise") as said, _apart("urllib3"):
-        sender = apprise.Apprise()
-        if not sender.add(target.url):
-            return f"{target.name}: not a URL that Apprise knows"
-        if sender.notify(body, title=title, body_format=apprise.NotifyFormat.TEXT):
+        opened = _open(target)
+        if opened is None:
+            return f"{target.name}: {UNKNOWN}"
+        sender, service = opened
+        form, body = _compose(service, message)
+        if sender.notify(body, title=message.title, body_format=form):
             return ""
     status = re.search(r"error=(\d{3})", "\n".join(said))
     return f"{target.name}: {f'the server answered {status[1]}' if status else 'it could not be reached, or refused'}"
+
+
+def compose(target: Target, message: Message) -> tuple[Form, str, str]:
+    """In which form the target takes `message`, its body, and what is amiss: then it is as plain text."""
+    with _apart("apprise"):
+        opened = _open(target)
+        return ("text", render(message), UNKNOWN) if opened is None else (*_compose(opened[1], message), "")
+
+
+def _open(target: Target) -> "tuple[Apprise, NotifyBase] | None":
+    import apprise
+
+    sender = apprise.Apprise()
+    service = next(sender.find(), None) if target.url and sender.add(target.url) else None
+    if service is None:
+        return None
+    if service.overflow_mode is apprise.OverflowMode.UPSTREAM:  # of a body that is too long after all nothing is lost
+        service.overflow_mode = apprise.OverflowMode.SPLIT
+    return sender, service
+
+
+def _compose(service: "NotifyBase", message: Message) -> tuple[Form, str]:
+    """The message in the form that the service shows best, and no longer than it takes."""
+    room = service.body_maxlen - len(message.title) - TITLE  # some put the title into the body
+    lines = service.body_max_line_count or room
+    form = _form(service)
+    return form, fit(message, form, lambda body: len(body) <= room and body.count("\n") < lines)
+
+
+def _form(service: "NotifyBase") -> Form:
+    """Markdown for chats, HTML for mail, and plain text for the rest, which includes what passes on any of them.
+
+    A `?format=` in the URL decides before that.
+    """
+    from apprise import NotifyFormat
+
+    takes = {form for form in NotifyFormat if service.resolve_format(form) is form}
+    if takes == set(NotifyFormat):
+        return service.resolve_format().value
+    if NotifyFormat.MARKDOWN in takes or service.service_name in MARKDOWN_ANYWAY:
+        return "markdown"
+    return "html" if NotifyFormat.HTML in takes else "text"
 
 
 def complain(what: str, failed: list[str], targets: int) -> None:
@@ -128,7 +195,7 @@ def tell_failure(name: str, datasets: Path, context: Mapping[str, Any]) -> None:
     kept = _kept_error(ti)
     if kept.get("told"):
         return
-    title, body = failure_message(
+    message = failure_message(
         dataset=name,
         dag=context["dag"].dag_id,
         run=str(context.get("run_id", "")),
@@ -137,8 +204,8 @@ def tell_failure(name: str, datasets: Path, context: Mapping[str, Any]) -> None:
         error=kept.get("sentence", ""),
         log=str(getattr(ti, "log_url", "") or ""),
     )
-    targets = list(read_targets(dataset))
-    complain(title, [why for target in targets if (why := send(target, title, body))], len(targets))
+    targets = read_targets(dataset, dataset.notify.operators)
+    complain(message.title, [why for target in targets if (why := send(target, message))], len(targets))
 
 
 def _task_label(ti: Any) -> str:

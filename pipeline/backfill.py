@@ -12,6 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, NightsiftError
+from pipeline.progress import counted
 
 if TYPE_CHECKING:
     from pipeline.night import Night
@@ -198,7 +199,7 @@ def backfill(ws: "Workspace", asked: Backfill, say: Callable[["Night"], None] = 
     """
     planned = plan(ws, asked)
     nights, failed = [], dict[date, str]()
-    for day in asked.days:
+    for day in counted("nights", asked.days):
         try:
             nights.append(run_day(ws, asked, day, planned.detector))
             say(nights[-1])

@@ -1,11 +1,12 @@
 """The geometry of a report's charts: rows around an incident to SVG paths and tick labels.
 
 A chart is a stack of panels over one time axis: the driving features, observed against expected, then the score
-against its threshold. Paths live in a square of 1000 × 1000 that the page stretches to its width; labels are placed in
-per cent.
+against its threshold. Paths live in a box of 10000 × 10000 that the page stretches to its width; labels are placed in
+per cent. The axes say which times and values the box spans, so that a script can read both back from the paths.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.words import MONTHS, number
 
-SIZE = 1000
+WIDTH, HEIGHT = 10_000, 10_000
 MOST_POINTS = 240  # of a line; a longer one keeps each stretch's lowest and highest point
 MOST_CATEGORIES = 6
 MOST_TICKS = 6
@@ -41,18 +42,26 @@ class Tick:
 class Axis:
     """Where each row stands from left to right.
 
-    x: `(n,)` int64, 0 to 1000
+    x: `(n,)` int64, 0 to `WIDTH`
     segment: `(n,)` int64; rows of one segment are joined by a line
     dash: how wide the level is that is drawn for a row that stands alone; 0 for a dot
     ticks: the labels
     shade: left edge and width of the incident
+    start: the first row's time, in seconds since 1970
+    times: seconds after `start` at equally spaced places, of which the first is `edge` from the left, the last from the
+        right; between two of them time runs evenly
+    points: how many points a line has at most
     """
 
     x: Ints
     segment: Ints
     ticks: list[Tick]
     shade: tuple[int, int]
+    start: float
+    times: tuple[float, ...]
+    edge: int = 0
     dash: int = 0
+    points: int = MOST_POINTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +75,10 @@ class Heading:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One feature, or the score: paths of what was observed, what was expected and which steps were anomalous."""
+    """One feature, or the score: paths of what was observed, what was expected and which steps were anomalous.
+
+    `low` and `high` are the values at the bottom and the top; None where heights stand for categories.
+    """
 
     heading: Heading
     ticks: list[Tick]
@@ -74,6 +86,8 @@ class Panel:
     marks: str
     expected: str = ""
     threshold: int | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +99,16 @@ class Chart:
     dots: bool
 
 
-def clock_axis(rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInfo, cadence: float) -> Axis:
+def clock_axis(
+    rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInfo, cadence: float, points: int = MOST_POINTS
+) -> Axis:
     """Readings on their time; `cadence` in seconds. `rows` is sorted by `event_time` and not empty."""
     seconds = rows["event_time"].to_physical().to_numpy() / 1e6
     first, last = float(seconds[0]), float(seconds[-1])
     span = max(last - first, cadence)
 
     def place(moment: Any) -> Any:
-        return np.clip((moment - first) / span * SIZE, 0, SIZE)
+        return np.clip((moment - first) / span * WIDTH, 0, WIDTH)
 
     segment = np.cumsum(np.r_[False, np.diff(seconds) > GAP * cadence])
     left, right = (float(place(t)) for t in (start.timestamp() - cadence / 2, end.timestamp() + cadence / 2))
@@ -100,7 +116,10 @@ def clock_axis(rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInf
         np.rint(place(seconds)).astype(np.int64),
         segment.astype(np.int64),
         _clock_ticks(first, span, zone),
-        (round(left), max(round(right - left), 2)),
+        (round(left), max(round(right - left), WIDTH // 500)),
+        start=first,
+        times=(0.0, span),
+        points=points,
     )
 
 
@@ -121,10 +140,10 @@ def _clock_ticks(first: float, span: float, zone: ZoneInfo) -> list[Tick]:
     return ticks
 
 
-def event_axis(rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInfo) -> Axis:
+def event_axis(rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInfo, points: int = MOST_POINTS) -> Axis:
     """Events one after another, equally spaced, each labelled tick with its own time."""
     n = len(rows)
-    x = np.rint((np.arange(n) + 0.5) / n * SIZE).astype(np.int64)
+    x = np.rint((np.arange(n) + 0.5) / n * WIDTH).astype(np.int64)
     inside = np.flatnonzero(rows["event_time"].is_between(start, end).to_numpy())
     left, right = (inside[0] / n, (inside[-1] + 1) / n) if len(inside) else (1.0, 1.0)
     shown = np.unique(np.linspace(0, n - 1, min(n, 4)).round().astype(int))
@@ -134,8 +153,19 @@ def event_axis(rows: pl.DataFrame, start: datetime, end: datetime, zone: ZoneInf
         local = moment.astimezone(zone)
         date = f"{local.day} {MONTHS[local.month - 1]}"
         ticks.append(Tick(round((i + 0.5) / n * 100, 2), local.strftime("%H:%M"), date))
-    shade = (round(left * SIZE), round((right - left) * SIZE))
-    return Axis(x, np.arange(n, dtype=np.int64), ticks, shade, dash=max(round(0.7 * SIZE / n), 2))
+    seconds = rows["event_time"].to_physical().to_numpy() / 1e6
+    known = np.linspace(0, n - 1, min(n, points)).round().astype(int)
+    return Axis(
+        x,
+        np.arange(n, dtype=np.int64),
+        ticks,
+        shade=(round(left * WIDTH), round((right - left) * WIDTH)),
+        start=float(seconds[0]),
+        times=tuple(float(t) for t in np.round(seconds[known] - seconds[0], 3)),
+        edge=int(x[0]),
+        dash=max(round(0.7 * WIDTH / n), WIDTH // 500),
+        points=points,
+    )
 
 
 def feature_panel(rows: pl.DataFrame, axis: Axis, name: str, heading: Heading) -> Panel:
@@ -144,7 +174,8 @@ def feature_panel(rows: pl.DataFrame, axis: Axis, name: str, heading: Heading) -
     low, high = _range(np.r_[observed, expected])
     level = _heights(expected, low, high)
     paths = _paths(rows, axis, _heights(observed, low, high))
-    return Panel(heading, _value_ticks(low, high), *paths, expected=line(axis, level, axis.dash))
+    expectation = line(axis, level, axis.dash)
+    return Panel(heading, _value_ticks(low, high), *paths, expected=expectation, low=low, high=high)
 
 
 def category_panel(rows: pl.DataFrame, axis: Axis, name: str, heading: Heading) -> Panel:
@@ -167,41 +198,46 @@ def score_panel(rows: pl.DataFrame, axis: Axis, threshold: float, heading: Headi
     score = _floats(rows["score"])
     high = float(np.nanmax(np.r_[score, threshold * 1.2, 1e-9])) * 1.05
     y = _heights(score, 0.0, high)
-    height = round(SIZE * (1 - threshold / high))
-    return Panel(heading, _value_ticks(0.0, high), *_paths(rows, axis, y), threshold=height)
+    height = round(HEIGHT * (1 - threshold / high))
+    paths = _paths(rows, axis, y)
+    return Panel(heading, _value_ticks(0.0, high), *paths, threshold=height, low=0.0, high=high)
 
 
 def line(axis: Axis, y: Floats, dash: int = 0, kept: Ints | None = None) -> str:
     """An SVG path through the points, or those `kept`; it breaks where a value is NaN or a new segment begins.
 
+    All but the first point of a segment stand as steps from the one before, which is a third shorter than places.
     A point that begins a segment is a stroke of length `dash` (0: a dot, where the stroke's ends are round).
     """
-    segment = axis.segment + np.cumsum(np.isnan(y))
-    parts, before = [], -1
-    for i in _thin(y) if kept is None else kept:
-        alone = f"M{axis.x[i] - dash // 2} {y[i]:.0f}h{dash}"
-        parts.append(f"L{axis.x[i]} {y[i]:.0f}" if segment[i] == before else alone)
-        before = int(segment[i])
-    return "".join(parts)
+    kept = _thin(y, axis.points) if kept is None else kept
+    segment = (axis.segment + np.cumsum(np.isnan(y)))[kept]
+    alone = np.diff(segment, prepend=-1) != 0
+    right, down = axis.x[kept], np.rint(y[kept]).astype(np.int64)
+    steps = zip(right, down, np.diff(right, prepend=0), np.diff(down, prepend=0), alone, strict=True)
+    return "".join(
+        f"M{x - dash // 2} {height}h{dash}" if new else f"l{dx}{dy:+}".replace("+", " ")
+        for x, height, dx, dy, new in steps
+    )
 
 
 def _paths(rows: pl.DataFrame, axis: Axis, y: Floats) -> tuple[str, str]:
     """The observed values, and the anomalous ones among them drawn over: both through the same points."""
     anomalous = rows["is_anomaly"].fill_null(value=False).to_numpy()
     strange = np.where(anomalous, y, np.nan)
-    kept = np.union1d(_thin(y), _thin(strange))
+    kept = np.union1d(_thin(y, axis.points), _thin(strange, axis.points))
     return line(axis, y, kept=kept), line(axis, strange, kept=kept[anomalous[kept]])
 
 
-def _thin(y: Floats) -> Ints:
-    """Indices of at most `MOST_POINTS` values that are not NaN: each stretch's lowest and highest."""
+def _thin(y: Floats, points: int) -> Ints:
+    """Indices of at most `points` values that are not NaN: each stretch's lowest and highest."""
     valid = np.flatnonzero(~np.isnan(y))
-    if len(valid) <= MOST_POINTS:
+    if len(valid) <= points:
         return valid
-    chosen = [
-        part[pick(y[part])] for part in np.array_split(valid, MOST_POINTS // 2) for pick in (np.argmin, np.argmax)
-    ]
-    return np.unique(chosen)
+    stretch = np.arange(len(valid)) * (points // 2) // len(valid)
+    by_value = np.lexsort((y[valid], stretch))
+    starts = np.flatnonzero(np.diff(stretch, prepend=-1))
+    lowest, highest = by_value[starts], by_value[np.r_[starts[1:], len(valid)] - 1]
+    return valid[np.union1d(lowest, highest)]
 
 
 def _floats(column: pl.Series) -> Floats:
@@ -221,8 +257,8 @@ def _range(values: Floats) -> tuple[float, float]:
 
 
 def _heights(values: Floats, low: float, high: float) -> Floats:
-    """Values as heights from the top, 0 to 1000; NaN stays NaN."""
-    return np.asarray(np.rint(SIZE * (high - values) / (high - low)), np.float64)
+    """Values as heights from the top, 0 to `HEIGHT`; NaN stays NaN."""
+    return np.asarray(np.rint(HEIGHT * (high - values) / (high - low)), np.float64)
 
 
 def _value_ticks(low: float, high: float) -> list[Tick]:
@@ -232,3 +268,16 @@ def _value_ticks(low: float, high: float) -> list[Tick]:
     step = next(scale * nice for nice in (1, 2, 2.5, 5, 10) if scale * nice >= rough * 0.75)
     values = [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
     return [Tick(round((high - value) / (high - low) * 100, 2), number(value)) for value in values]
+
+
+def strip(nights: Sequence[str]) -> dict[str, str]:
+    """One SVG path for each kind of night: a stroke for each such night, from left to right, 10 wide and 20 high.
+
+    A `quiet` night is a short stroke; one that is `unknown` has none.
+    """
+    paths: dict[str, str] = {}
+    for place, kind in enumerate(nights):
+        if kind != "unknown":
+            top = 16 if kind == "quiet" else 0
+            paths[kind] = paths.get(kind, "") + f"M{place * 10 + 5} 20V{top}"
+    return paths

@@ -356,15 +356,61 @@ class Incidents(Strict):
     )  # fmt: skip
 
 
-class Notify(Strict):
-    """Who is told, and how much."""
+class Route(Strict):
+    """Who is told of some incidents only; the dataset is chosen by its YAML."""
 
     urls_env: list[str] = Field(
-        default_factory=list, description="environment variables that hold Apprise URLs (they are secrets)"
+        min_length=1, description="environment variables that hold Apprise URLs (they are secrets)"
+    )
+    severity: float = Field(
+        1.0, ge=1, le=1e6, description="the least severity that is told, in multiples of the threshold; 1: any"
+    )
+    kinds: list[Literal["anomaly", "silent"]] = Field(
+        ["anomaly", "silent"],
+        min_length=1,
+        description="the kinds of incidents that are told; a silence has no severity and is told whatever that is",
+    )
+
+
+class Notify(Strict):
+    """Who is told, of what, and how much."""
+
+    urls_env: list[str] = Field(
+        default_factory=list,
+        description="environment variables that hold Apprise URLs (they are secrets); they are told of everything",
+    )
+    routes: list[Route] = Field(
+        default_factory=list, description="who else is told, of a part of the incidents: the severe ones, or one kind"
     )
     most: int = Field(
         20, ge=1, le=1000, description="at most so many incidents of a night are told one by one; above, one summary"
     )
+    cooldown: int = Field(
+        1, ge=0, le=30, description="nights: who was told of an entity so few nights before gets its next incidents "
+        "as a count, unless one is twice as severe; 0: each is told",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        for name in self.variables:
+            if self.variables.count(name) > 1:
+                raise ValueError(f"the variable {name} is named twice; a target is told once, so name it in one place")
+        return self
+
+    @property
+    def variables(self) -> list[str]:
+        """Every environment variable that is named, in order."""
+        return [*self.urls_env, *(name for route in self.routes for name in route.urls_env)]
+
+    @property
+    def all_routes(self) -> list[Route]:
+        """The routes, that of those who are told everything first."""
+        return [*([Route(urls_env=self.urls_env)] if self.urls_env else []), *self.routes]
+
+    @property
+    def operators(self) -> list[Route]:
+        """The routes of what concerns the dataset as a whole, such as a failure: who is told everything, else all."""
+        return self.all_routes[:1] if self.urls_env else self.routes
 
 
 class CalendarEntry(Strict):
@@ -656,9 +702,18 @@ def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """The dataset `name`; raises `ConfigError` that names the file, the key, what was wrong and what is allowed."""
     file = datasets_dir(folder) / f"{name}.yaml"
     if not file.is_file():
-        known = ", ".join(dataset_names(folder)) or "none"
-        raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist (datasets there: {known})")
+        raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist{_known(name, folder)}")
     return read_dataset(file)
+
+
+def _known(name: str, folder: str | Path | None) -> str:
+    """What there is instead of the dataset `name`, and what to do."""
+    known, place = dataset_names(folder), datasets_dir(folder)
+    if not known:
+        where = "holds no YAML" if place.is_dir() else "is no folder"
+        return f"; {_show(place)} {where}: choose another --datasets, or write one with: nightsift init"
+    near = difflib.get_close_matches(name, known, n=1)
+    return (f"; did you mean {near[0]}?" if near else "") + f" (datasets there: {', '.join(known)})"
 
 
 def read_dataset(file: Path) -> Dataset:
@@ -712,4 +767,5 @@ def _keys_at(location: tuple[str | int, ...]) -> list[str]:
     }  # fmt: skip
     model = parts[str(location[0])] if location else Dataset
     model = CalendarEntry if location[:2] == ("calendar", "entries") else model
+    model = Route if location[:2] == ("notify", "routes") else model
     return [key for key in model.model_fields if key != "file"]

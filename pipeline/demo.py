@@ -70,8 +70,8 @@ class Match:
         return self.false_alarms / self.entity_days
 
 
-def run(home: Home, datasets: Path) -> None:
-    """The whole demo. Raises `NightsiftError` where a DAG run fails."""
+def run(home: Home, datasets: Path) -> dict[str, Match]:
+    """The whole demo; by source what was found of it. Raises `NightsiftError` where a DAG run fails."""
     began = time.monotonic()
     say = _clock(began)
     if (home.root / "source").exists():
@@ -84,8 +84,9 @@ def run(home: Home, datasets: Path) -> None:
             for show, made in zip(SHOWS, history.result(), strict=True):
                 say(f"{show.name}: {made.rows:,} rows of {show.entities} entities over {HISTORY} days")
             delivered = _nights(airflow, home, say)
-    _conclude(home, datasets, delivered)
+    matches = _conclude(home, datasets, delivered)
     out.print(f"\nDone in {time.monotonic() - began:.0f} s. Look at it: [bold]make serve[/bold]")
+    return matches
 
 
 def _clock(began: float) -> Callable[[str], None]:
@@ -157,17 +158,19 @@ def _start(airflow: LocalAirflow, kind: str, name: str, conf: dict[str, str]) ->
     return airflow.trigger(f"{name}_{kind}", conf)
 
 
-def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> None:
-    """Print what was found beside what was planted, and where to look on."""
+def _conclude(home: Home, datasets: Path, delivered: dict[str, list[Simulated]]) -> dict[str, Match]:
+    """Print what was found beside what was planted, and where to look on; by source what was found."""
+    matches = {}
     for show in SHOWS:
         ws = open_workspace(show.name, home.root, datasets)
         planted = [incident for made in delivered[show.name] for incident in made.planted]
-        match = match_planted(ws, planted)
+        match = matches[show.name] = match_planted(ws, planted)
         _print_match(ws, match)
         _print_rest(ws, [trouble for made in delivered[show.name] for trouble in made.disturbances])
     out.print(
         f"\nReports         {home.reports}\nValidation      {home.data_docs}\nMLflow store    {home.tracking_uri}"
     )
+    return matches
 
 
 def night_days() -> tuple[date, date]:

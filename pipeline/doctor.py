@@ -275,10 +275,9 @@ def due_day(dataset: Dataset, now: datetime) -> date | None:
 def stale_nights(ws: Workspace) -> list[date]:
     """The days that were scored from other data than there are now."""
     from pipeline.score import stale_days
-    from pipeline.state import states
+    from pipeline.state import newest_day
 
-    newest = states(ws, "score")["day"].max()
-    if not isinstance(newest, date):
+    if newest_day(ws, "score") is None:
         return []
     # `stale_days` has the day that it is asked for in any case: ask for one that is none.
     return [day for day in stale_days(ws, date.min) if day != date.min]

@@ -15,8 +15,9 @@ import polars as pl
 from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
 from pipeline.labels import land_labels
+from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
-from pipeline.tables import landing_schema
+from pipeline.tables import MOMENT, landing_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.ingest")
@@ -68,7 +69,7 @@ def _land_files(ws: Workspace) -> Ingested:
     known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
     new = [file for file in files if known.get(file.name) != file.digest]
     rows, days, refused = 0, set[date](), []
-    for file in new:
+    for file in counted("source files", new):
         try:
             frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
         except GateRefusedError as error:
@@ -124,6 +125,14 @@ def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
 def _content_digest(frame: pl.DataFrame) -> str:
     """32 hex digits of what the rows say."""
     return hashlib.blake2b(frame.write_ndjson().encode(), digest_size=16).hexdigest()
+
+
+def newest_event(ws: Workspace, day: date) -> datetime | None:
+    """The newest event of `day` that has landed; None where none has."""
+    end = ws.dataset.day_bounds(day)[1]
+    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
+    newest: datetime | None = events.select(pl.col("event_time").max()).collect().item()
+    return newest
 
 
 def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, now: datetime | None = None) -> pl.DataFrame:

@@ -20,6 +20,8 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from pipeline.errors import NightsiftError
 
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
+# What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
+UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,13 @@ class Lake:
         return f"{self.root.rstrip('/')}/{self.dataset}/{table}"
 
     def exists(self, table: str) -> bool:
-        """Whether anything was ever written to `table`."""
-        return DeltaTable.is_deltatable(self.uri(table))
+        """Whether anything was ever written to `table`; raises `NightsiftError` where the lake cannot be reached."""
+        try:
+            return DeltaTable.is_deltatable(self.uri(table))
+        except (OSError, DeltaError) as error:
+            why = _one_line(error)
+            raise NightsiftError(f"{self.uri(table)} cannot be reached: {why}. Check NIGHTSIFT_LAKE, its credentials "
+                                 "and the network; nightsift doctor says more") from error  # fmt: skip
 
     def version(self, table: str) -> int:
         """The table's newest Delta version; -1 where the table does not exist."""

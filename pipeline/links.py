@@ -21,6 +21,12 @@ def airflow_url() -> str | None:
     return url.rstrip("/") if url else None
 
 
+def incidents_link() -> str | None:
+    """The address of the incidents page; None where it is not known where Airflow is."""
+    url = airflow_url()
+    return None if url is None else f"{url}{PREFIX}/incidents"
+
+
 def incident_path(dataset: str, day: date, incident: str) -> str:
     """Where the incidents page has one incident, below Airflow's address."""
     return f"{PREFIX}/incidents/{quote(dataset)}/{day}/{quote(incident)}"

@@ -248,9 +248,15 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def serve(home: Home, datasets: Path, say: Callable[[str], None] = print) -> None:
-    """Run Airflow and MLflow's pages until Ctrl-C or SIGTERM; then stop both."""
+def serve(
+    home: Home,
+    datasets: Path,
+    say: Callable[[str], None] = print,
+    ready: Callable[[LocalAirflow], None] = lambda _: None,
+) -> None:
+    """Run Airflow and MLflow's pages until Ctrl-C or SIGTERM; then stop both. `ready` is called once both answer."""
     with contextlib.suppress(KeyboardInterrupt), local_airflow(home, datasets, mlflow=True, say=say) as airflow:
+        ready(airflow)
         say(f"Airflow: {airflow.url}  user {USER}, password in {airflow.setup.password_file}")
         say(f"MLflow:  {airflow.setup.mlflow_url} (choose Model training at its top left; the browser remembers it)")
         say("Ctrl-C stops both")

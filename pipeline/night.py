@@ -15,8 +15,9 @@ from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
-from pipeline.ingest import ingest
+from pipeline.ingest import ingest, newest_event
 from pipeline.logbook import drift_shares, incident_counts, night_page
+from pipeline.progress import counted
 from pipeline.promise import Promise, read_promise
 from pipeline.report import STEP as REPORT
 from pipeline.report import done_state, is_reported, report_file, report_state, write_report
@@ -33,7 +34,7 @@ from pipeline.score import (
     score_shard,
 )
 from pipeline.state import State, day_states, read_state, state_of, states, write_state
-from pipeline.tables import MOMENT, clean_schema, key_schema, scores_schema
+from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.night")
@@ -134,7 +135,7 @@ def score_days(ws: Workspace, days: list[date], say: Callable[[Scored], None] = 
     """Ingest, then score each of `days` (in order); `say` hears of each as it is done."""
     ingest(ws, context_days(ws.dataset, days[0])[0], days[-1])
     results = []
-    for day in days:
+    for day in counted("nights", days):
         results.append(score_day(ws, day))
         say(results[-1])
     return results
@@ -334,9 +335,7 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored, promis
 def freshness(ws: Workspace, day: date) -> float:
     """Seconds from the newest event of the day that has come to the day's end; a whole day where none has."""
     start, end = ws.dataset.day_bounds(day)
-    events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
-    newest = events.select(pl.col("event_time").max())
-    return float((end - (newest.collect().item() or start)).total_seconds())
+    return (end - (newest_event(ws, day) or start)).total_seconds()
 
 
 def days_between(first: date, last: date) -> Iterator[date]:

@@ -282,7 +282,7 @@ def _check_dataset(name: str, folder: Path, home: Home) -> list[Finding]:
     dataset = load_dataset(name, folder)
     ws = Workspace(dataset, home, Lake(home.lake, name))
     labels = [_try(name, "labels", lambda: check_labels(ws))] if dataset.labels else []
-    notify = [_try(name, "notify", lambda: _notify_message(dataset))] if dataset.notify.urls_env else []
+    notify = [_try(name, "notify", lambda: _notify_message(dataset))] if dataset.notify.variables else []
     return [
         read,
         _try(name, "suite", lambda: f"{len(load_suite(dataset).expectations)} expectations"),
@@ -324,7 +324,7 @@ def _source_message(dataset: Dataset, home: Home) -> str:
 
 
 def _notify_message(dataset: Dataset) -> str:
-    missing = [name for name in dataset.notify.urls_env if not os.environ.get(name)]
+    missing = [name for name in dataset.notify.variables if not os.environ.get(name)]
     if missing:
-        raise ConfigError(f"notify.urls_env: the environment variable {missing[0]} is not set; give it an Apprise URL")
-    return f"{len(dataset.notify.urls_env)} addresses"
+        raise ConfigError(f"notify: the environment variable {missing[0]} is not set; give it an Apprise URL")
+    return f"{len(dataset.notify.variables)} addresses"

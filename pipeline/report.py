@@ -1,15 +1,17 @@
 """The night's report: one self-contained HTML page per dataset and day, for the analyst who reads it in the morning.
 
 `read_facts` collects what the tables hold, `render_report` turns it into the page, `write_report` writes it. The page
-holds no clock and no run id, loads nothing and runs nothing; the same tables give the same bytes.
+holds no clock and no run id, and loads nothing; the one script that it may run is its own, named by its digest. The
+same tables, and the same address of Airflow in the environment, give the same bytes.
 """
 
+import base64
 import calendar
 import hashlib
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -17,9 +19,12 @@ from typing import Any
 
 import jinja2
 import polars as pl
+from markupsafe import Markup
 
 from pipeline import words
+from pipeline.background import Backgrounds, Moved, Past, past_of, raw_lines, read_backgrounds, read_moved
 from pipeline.chart import (
+    MOST_POINTS,
     Axis,
     Chart,
     Heading,
@@ -29,12 +34,16 @@ from pipeline.chart import (
     event_axis,
     feature_panel,
     score_panel,
+    strip,
 )
 from pipeline.config import Dataset, Feature, SequenceFeature
 from pipeline.errors import NightsiftError
 from pipeline.incidents import entity_days
+from pipeline.ingest import newest_event
 from pipeline.labels import label_rates, with_label_rates
+from pipeline.links import incident_link, incidents_link
 from pipeline.promise import Promise, read_promise
+from pipeline.review import OPEN
 from pipeline.score import parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, day_states, read_state, write_state
@@ -42,17 +51,29 @@ from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_s
 from pipeline.workspace import Workspace
 
 STEP = "report"
-MOST_CARDS = 60  # incidents with a chart; the others stand in the table alone
 OPEN_CARDS = 5
 TOP_ROWS = 20  # incidents in the table before the fold
-MOST_DRIVERS = 3
 CONTEXT_EVENTS = 30  # events before a transaction incident, and a third as many after it
 CONTEXT_READINGS = 45  # readings before and after a sensor incident, at least
 CONTEXT_TIME = timedelta(hours=6)  # or as long as the incident was, up to this
 MOST_REASONS = 20
 EXAMPLES = 3
 MOST_DRIFTS = 20
+SECOND = timedelta(seconds=1)
 MOST_SHOWN = 300  # characters of a quarantined row
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """How much of a picture is drawn: of how many features at most, with how many points in a line."""
+
+    drivers: int
+    points: int
+
+
+# By rank, up to which there is so much detail: all of a night with 500 incidents is less than 5 MB.
+DETAILS = ((30, Detail(3, MOST_POINTS)), (150, Detail(2, 90)), (1000, Detail(1, 48)))
+MOST_CARDS = DETAILS[-1][0]  # the incidents beyond stand in the table alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +101,11 @@ class ReportFacts:
     around: rows of the charted incidents' entities, before and through the day, sorted by entity and event time:
         entity, event_time, score, is_anomaly, and per channel observed_<channel> and expected_<channel> in its own unit
     quarantine: reason, rows, examples (list of what stood in the row), the most frequent reason first
+    background: the nights before of the incidents' entities, what analysts have said, and the incidents' raw rows
     promise: how many false alarms were promised, and how many incidents there were
     drifts: features of entities that have moved slowly, as the table has them
+    moved: of each (entity, feature) of these, since when
+    newest: the newest event of the day that has landed
     warnings: what the validation found worth a look without refusing the data, and who was not there in training
     """
 
@@ -90,9 +114,12 @@ class ReportFacts:
     counts: Counts
     incidents: pl.DataFrame
     around: pl.DataFrame
+    background: Backgrounds
     quarantine: pl.DataFrame
     promise: Promise
     drifts: pl.DataFrame
+    moved: Mapping[tuple[str, str], Moved]
+    newest: datetime | None = None
     warnings: tuple[str, ...] = ()
     detector_version: str = ""
 
@@ -111,7 +138,13 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An incident in words; `left` and `width` place it in the day, in per cent; `chart` where it has one."""
+    """An incident in words; `left` and `width` place it in the day, in per cent.
+
+    state, said: open, confirmed or dismissed, and by whom and why
+    link, csv: the addresses of the incident and of its raw rows on the incidents page, where Airflow's is known
+    raw: source files and row numbers that it came from
+    past, strip: the nights before of its entity, in words and as paths by kind of night; `chart`: where it has one
+    """
 
     rank: int
     who: str
@@ -128,7 +161,34 @@ class Entry:
     threshold: str
     rarity: str
     details: tuple[Driver, ...]
+    state: str = OPEN
+    said: str = ""
+    link: str | None = None
+    csv: str | None = None
+    raw: tuple[str, ...] = ()
+    past: Past | None = None
+    strip: Mapping[str, str] = field(default_factory=dict)
     chart: Chart | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """What sent nothing, in words."""
+
+    who: str
+    when: str
+    length: str
+    expected: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted:
+    """A slow drift in words, and its nights as paths by kind of night."""
+
+    told: str
+    strip: Mapping[str, str]
+    spoken: str
 
 
 def render_report(facts: ReportFacts) -> str:
@@ -136,37 +196,51 @@ def render_report(facts: ReportFacts) -> str:
     found = words.ranked(facts.incidents)
     anomalies = found.filter(pl.col("kind") != "silent")
     silent = found.filter(pl.col("kind") == "silent")
-    entries, open_ones = list(_entries(anomalies, facts)), anomalies["reason"].null_count()
+    known = _known(facts.dataset, facts.day, facts.around, facts.background)
+    entries, counts = list(_entries(anomalies, known)), facts.counts
     page = environment().get_template("report.html.jinja")
     return page.render(
         dataset=facts.dataset,
         day=facts.day,
         title=f"{facts.dataset.name} · {calendar.day_name[facts.day.weekday()]} {facts.day}",
-        summary=words.summary_line(facts.dataset, facts.day, facts.incidents, facts.counts.steps),
-        trust=_trust(facts, open_ones),
-        figures=_figures(facts, open_ones),
+        summary=words.summary_line(facts.dataset, facts.day, facts.incidents, counts.steps),
+        chance=_chance(facts, anomalies["reason"].null_count()),
+        waiting=_waiting(found, known),
+        page=incidents_link(),
+        figures=_figures(facts, anomalies["reason"].null_count()),
+        quality=_quality(facts),
+        quarantined=words.percent(counts.quarantined / counts.rows if counts.rows else None),
+        counts=counts,
         entries=entries,
         top=TOP_ROWS,
         cards=MOST_CARDS,
         opened=OPEN_CARDS,
-        silent=[_silent(row, facts) for row in silent.iter_rows(named=True)],
+        thinned=DETAILS[0][0],
+        silent=[_silent(row, known) for row in silent.iter_rows(named=True)],
         quarantine=facts.quarantine.head(MOST_REASONS).to_dicts(),
         more_reasons=max(len(facts.quarantine) - MOST_REASONS, 0),
-        drifts=[words.drift_line(row, facts.dataset) for row in _furthest(facts.drifts)],
+        drifts=list(_drifted(facts)),
         more_drifts=max(len(facts.drifts) - MOST_DRIFTS, 0),
         warnings=facts.warnings,
         detector=facts.detector_version,
+        promise=words.promise_line(facts.promise),
         budget=words.number(facts.promise.promised),
         count=words.count,
     )
 
 
-def _furthest(drifts: pl.DataFrame) -> Iterator[dict[str, Any]]:
-    return (
-        drifts.sort(pl.col("deviations").abs(), descending=True, maintain_order=True)
-        .head(MOST_DRIFTS)
-        .iter_rows(named=True)
-    )
+def _drifted(facts: ReportFacts) -> Iterator[Drifted]:
+    """The furthest of the drifts, in words, with since when."""
+    furthest = facts.drifts.sort(pl.col("deviations").abs(), descending=True, maintain_order=True).head(MOST_DRIFTS)
+    for row in furthest.iter_rows(named=True):
+        moved = facts.moved[row["entity"], row["feature"]]
+        nights = words.count(moved.nights.count("moved"), "night")
+        since = f"since {moved.since}" if moved.since < facts.day else "for the first time"
+        yield Drifted(
+            f"{words.drift_line(row, facts.dataset)}, {since}",
+            strip(moved.nights),
+            f"drifted in {nights} of the {len(moved.nights)} up to {facts.day}",
+        )
 
 
 @cache
@@ -180,7 +254,10 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tight"] = tight
+    environment.filters |= {"tight": tight, "plain": plain}
+    script = (folder / "chart.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    environment.globals |= {"script": Markup(script), "script_digest": f"sha256-{digest}"}
     return environment
 
 
@@ -191,30 +268,42 @@ def tight(text: str) -> str:
     return text
 
 
-def _trust(facts: ReportFacts, incidents: int) -> str:
-    """How many of the incidents chance alone may have made, and whether the threshold has kept its promise."""
-    line, promised = words.promise_line(facts.promise), facts.promise.promised
+def plain(value: float, digits: int = 6) -> str:
+    """A number of so many significant digits, for a script to read back."""
+    return f"{value:.{digits}g}"
+
+
+def _chance(facts: ReportFacts, incidents: int) -> str:
+    """How many incidents chance alone may have made, and how many there are; empty where nothing was promised."""
+    promised, days = facts.promise.promised, facts.counts.entity_days
     if not incidents or promised is None:
-        return line
-    entities = words.count(facts.counts.entities, "entity", "entities")
-    alone = words.number(float(f"{facts.counts.entity_days * promised:.2g}"))
+        return ""
+    entity = facts.dataset.entity
     return (
-        f"The threshold promises at most {words.number(promised)} false alarms per entity and day: with {entities}, "
-        f"chance alone would raise up to about {alone} in this night, which has {words.count(incidents, 'incident')}. "
-        f"{line}"
+        f"Chance alone would raise up to about {words.number(float(f'{days * promised:.1g}'))} in such a night (at "
+        f"most {words.number(promised)} false alarms per {entity} and day are promised, over {words.short(days)} "
+        f"{entity}-days); there {'is' if incidents == 1 else 'are'} {incidents:,}."
     )
 
 
+def _waiting(found: pl.DataFrame, known: "_Known") -> tuple[int, str]:
+    """How many have no verdict, and which of them all, such as `3 of 6 incidents and 1 silence`; empty without any."""
+    waiting, parts = 0, []
+    for noun, silent in (("incident", False), ("silence", True)):
+        mine = found.filter((pl.col("kind") == "silent") == silent).select("incident_id")
+        states = [known.said(row)["state"] for row in mine.iter_rows(named=True)]
+        if n := states.count(OPEN):
+            waiting += n
+            parts.append(f"{f'{n:,} of ' if n < len(states) else ''}{words.count(len(states), noun)}")
+    return waiting, words.listing(parts) if parts else ""
+
+
 def _figures(facts: ReportFacts, incidents: int) -> list[tuple[str, str]]:
-    """The night in numbers, each with its name."""
+    """What was scored and what came of it, each number with its name."""
     counts = facts.counts
     share = counts.anomalous / counts.steps if counts.steps else None
     realised = incidents / counts.entity_days if counts.entity_days else None
     return [
-        ("rows in", f"{counts.rows:,}"),
-        ("clean", f"{counts.clean:,}"),
-        ("quarantined", f"{counts.quarantined:,}"),
-        ("duplicates left out", f"{counts.duplicates:,}"),
         ("entities", f"{counts.entities:,}"),
         ("steps scored", f"{counts.steps:,}"),
         ("steps anomalous", words.percent(share)),
@@ -225,28 +314,91 @@ def _figures(facts: ReportFacts, incidents: int) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
-def _entries(anomalies: pl.DataFrame, facts: ReportFacts) -> Iterator[Entry]:
-    """The incidents in words, the first `MOST_CARDS` with a chart."""
-    parts = facts.around.partition_by("entity", as_dict=True)
+def _quality(facts: ReportFacts) -> list[tuple[str, str]]:
+    """The day's data in numbers, each with its name."""
+    counts, newest, end = facts.counts, facts.newest, facts.dataset.day_bounds(facts.day)[1]
+    before = "" if newest is None else f", {words.duration(timedelta(seconds=(end - newest) // SECOND))} before its end"
+    return [
+        ("rows in", f"{counts.rows:,}"),
+        ("clean", f"{counts.clean:,}"),
+        ("quarantined", f"{counts.quarantined:,}"),
+        ("duplicates left out", f"{counts.duplicates:,}"),
+        (f"newest {_noun(facts.dataset)} of the day{before}", _newest(facts)),
+    ]
+
+
+def _newest(facts: ReportFacts) -> str:
+    if facts.newest is None:
+        return words.NOTHING
+    return words.clock(facts.newest, facts.dataset.tz, facts.day, seconds=True)
+
+
+def _noun(dataset: Dataset) -> str:
+    """What a step of the dataset is."""
+    return "reading" if dataset.kind == "sensor" else "event"
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the entries of one day are told from: rows and earlier incidents by entity, the rest by incident."""
+
+    dataset: Dataset
+    day: date
+    scored: frozenset[date]
+    rows: Mapping[str, pl.DataFrame]
+    reviewed: Mapping[str, pl.DataFrame]
+    verdicts: Mapping[str, Mapping[str, Any]]
+    raw: Mapping[str, pl.DataFrame]
+
+    def said(self, incident: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The state of the incident, and what was said of it."""
+        return self.verdicts.get(incident["incident_id"], {"state": OPEN})
+
+
+def _by(frame: pl.DataFrame, name: str) -> dict[str, pl.DataFrame]:
+    """The frame divided by the values of a column."""
+    return {key: part for (key,), part in frame.partition_by(name, as_dict=True).items()}
+
+
+def _known(dataset: Dataset, day: date, around: pl.DataFrame, background: Backgrounds) -> _Known:
+    """What the entries of one day are told from, by entity and by incident, each frame divided once."""
+    reviewed = background.reviewed
+    return _Known(
+        dataset,
+        day,
+        background.scored,
+        _by(around, "entity"),
+        _by(reviewed, "entity"),
+        {row["incident_id"]: row for row in reviewed.filter(day=day).iter_rows(named=True)},
+        _by(background.raw, "incident_id"),
+    )
+
+
+def _entries(anomalies: pl.DataFrame, known: _Known) -> Iterator[Entry]:
+    """The incidents in words, in as much detail as their rank has."""
     for rank, incident in enumerate(anomalies.iter_rows(named=True), start=1):
-        rows = parts.get((incident["entity"],)) if rank <= MOST_CARDS else None
-        yield _entry(rank, incident, facts.dataset, facts.day, rows)
+        detail = next((detail for most, detail in DETAILS if rank <= most), None)
+        yield _entry(rank, incident, known, detail)
 
 
 def read_entry(ws: Workspace, incident: Mapping[str, Any]) -> Entry:
     """One incident, a row of the table `incidents` that is no silence, in words and with its chart."""
-    day = incident["day"]
-    rows = _around(ws, day, pl.DataFrame([incident], schema=incidents_schema()))
-    return _entry(1, incident, ws.dataset, day, rows)
+    day, alone = incident["day"], pl.DataFrame([incident], schema=incidents_schema())
+    known = _known(ws.dataset, day, _around(ws, day, alone), read_backgrounds(ws, day, alone))
+    return _entry(1, incident, known, DETAILS[0][1])
 
 
-def _entry(rank: int, incident: Mapping[str, Any], dataset: Dataset, day: date, rows: pl.DataFrame | None) -> Entry:
+def _entry(rank: int, incident: Mapping[str, Any], known: _Known, detail: Detail | None) -> Entry:
+    """Without `detail` what the table of incidents tells, and no more."""
+    dataset, day = known.dataset, known.day
     start, end = incident["start"], incident["end"]
     first, last = dataset.day_bounds(day)
     left, right = (min(max((t - first) / (last - first), 0.0), 1.0) * 100 for t in (start, end))
+    rows = None if detail is None else known.rows.get(incident["entity"])
     peak = {} if rows is None else _row_at(rows, incident["peak_time"])
     details = tuple(_driver(d, dataset, peak) for d in _leading(incident))
-    return Entry(
+    link = incident_link(dataset.name, day, incident["incident_id"])
+    entry = Entry(
         rank=rank,
         who=words.who(incident),
         when=words.stretch(start, end, dataset.tz, day),
@@ -262,8 +414,35 @@ def _entry(rank: int, incident: Mapping[str, Any], dataset: Dataset, day: date, 
         threshold=words.number(incident["threshold"]),
         rarity=words.rarity(incident["p_value"]),
         details=details,
-        chart=None if rows is None else _chart(incident, rows, dataset),
+        state=known.said(incident)["state"],
+        said=_said(known.said(incident), dataset),
+        link=link,
+        csv=link and f"{link}/rows.csv",
     )
+    return entry if detail is None else _with_pictures(entry, incident, known, detail)
+
+
+def _with_pictures(entry: Entry, incident: Mapping[str, Any], known: _Known, detail: Detail) -> Entry:
+    """The entry with its chart, its raw rows and its entity's nights before."""
+    rows, raw = known.rows.get(incident["entity"]), known.raw.get(incident["incident_id"])
+    reviewed = known.reviewed.get(incident["entity"])
+    past = None if reviewed is None else past_of(incident, reviewed, known.scored, known.dataset, known.day)
+    return replace(
+        entry,
+        raw=() if raw is None else raw_lines(raw),
+        past=past,
+        strip={} if past is None else strip(past.nights),
+        chart=None if rows is None else _chart(incident, rows, known.dataset, detail),
+    )
+
+
+def _said(verdict: Mapping[str, Any], dataset: Dataset) -> str:
+    """By whom, when and why an incident was judged; empty for an open one."""
+    if verdict["state"] == OPEN:
+        return ""
+    note = words.clean_text(verdict["note"] or "")
+    when = dataset.day_of(verdict["reviewed_at"])
+    return f"by {words.clean_text(verdict['reviewer'])} on {when}{f': {note}' if note else ''}"
 
 
 def _moment(moment: datetime, dataset: Dataset, day: date) -> str:
@@ -272,8 +451,7 @@ def _moment(moment: datetime, dataset: Dataset, day: date) -> str:
 
 def _story(incident: Mapping[str, Any], dataset: Dataset, details: tuple[Driver, ...]) -> str:
     """What happened at the peak, in a sentence or two."""
-    noun = "reading" if dataset.kind == "sensor" else "event"
-    opening = f"{words.count(incident['steps'], f'anomalous {noun}')}."
+    opening = f"{words.count(incident['steps'], f'anomalous {_noun(dataset)}')}."
     if not details:
         return opening
     lead = details[0]
@@ -314,27 +492,37 @@ def _driver(driver: Mapping[str, Any], dataset: Dataset, peak: Mapping[str, Any]
     )
 
 
-def _silent(incident: Mapping[str, Any], facts: ReportFacts) -> tuple[str, str, str, str]:
+def _silent(incident: Mapping[str, Any], known: _Known) -> Silence:
     """Who, when and how long nothing came, and why that was expected, where it was."""
-    when = words.stretch(incident["start"], incident["end"], facts.dataset.tz, facts.day)
-    length, reason = words.duration(incident["end"] - incident["start"]), incident["reason"] or ""
-    return words.who(incident), when, length, words.clean_text(reason)
+    start, end = incident["start"], incident["end"]
+    return Silence(
+        words.who(incident),
+        words.stretch(start, end, known.dataset.tz, known.day),
+        words.duration(end - start),
+        words.clean_text(incident["reason"] or ""),
+        known.said(incident)["state"],
+    )
 
 
-def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, dataset: Dataset) -> Chart | None:
+def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, dataset: Dataset, detail: Detail) -> Chart | None:
     """The leading drivers and the score around the incident; None where its rows are no longer in the tables."""
     rows = surroundings(entity_rows, incident["start"], incident["end"], dataset)
     if rows.is_empty():
         return None
+    around = rows, incident["start"], incident["end"], dataset.tz
     if dataset.cadence is None:
-        axis = event_axis(rows, incident["start"], incident["end"], dataset.tz)
+        axis = event_axis(*around, points=detail.points)
     else:
-        cadence = dataset.cadence.total_seconds()
-        axis = clock_axis(rows, incident["start"], incident["end"], dataset.tz, cadence)
-    drivers = [d for d in _leading(incident) if d["feature"] in dataset.channels][:MOST_DRIVERS]
+        axis = clock_axis(*around, dataset.cadence.total_seconds(), detail.points)
+    drivers = [d for d in _leading(incident) if d["feature"] in dataset.channels][: detail.drivers]
     panels = [_panel(rows, axis, driver, incident, dataset) for driver in drivers]
     panels.append(_score_panel(rows, axis, incident))
     return Chart(panels, axis, dots=dataset.cadence is None)
+
+
+def reach(dataset: Dataset) -> timedelta:
+    """How far from an incident the rows of its `surroundings` may lie, at most."""
+    return dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
 
 
 def surroundings(rows: pl.DataFrame, start: datetime, end: datetime, dataset: Dataset) -> pl.DataFrame:
@@ -403,8 +591,9 @@ def report_file(ws: Workspace, day: date) -> Path:
 def report_state(made: Mapping[str, State], step: str = STEP) -> State | None:
     """The record of a report that is made now of a day of which all steps have `made` that; None without incidents.
 
-    It names what the day's incidents were made of, those of entities that were scored apart included. With another
-    `step`, the record of that step, where it is made of the same.
+    It names what the day's incidents were made of, those of entities that were scored apart included. A verdict makes
+    no report stale: the page says how the night was told, and one that is made again shows what was said since. The
+    incidents page always does. With another `step`, the record of that step, where it is made of the same.
     """
     if "incidents" not in made:
         return None
@@ -428,15 +617,20 @@ def read_facts(ws: Workspace, day: date) -> ReportFacts:
         for part in parts(day_states(ws, day))
     ]
     validated, unseen = done_state(ws, day, "validate").counts, words.unseen_line(read_scored(ws, day))
+    drifts = ws.lake.scan("drifts", drifts_schema(), day, day).collect().sort("entity", "feature")
+    background = read_backgrounds(ws, day, incidents)
     return ReportFacts(
         dataset=ws.dataset,
         day=day,
         counts=_counts(ws, day, validated),
         incidents=incidents,
         around=_around(ws, day, incidents),
+        background=background,
         quarantine=summarise(ws.lake.scan("quarantine", quarantine_schema(ws.dataset), day, day), ws.dataset),
         promise=read_promise(ws, day),
-        drifts=ws.lake.scan("drifts", drifts_schema(), day, day).collect().sort("entity", "feature"),
+        drifts=drifts,
+        moved=read_moved(ws, day, drifts, background.scored),
+        newest=newest_event(ws, day),
         warnings=(*validated["warnings"], *([unseen] if unseen else []), *apart),
         detector_version=state.detector_version or "",
     )
@@ -471,8 +665,10 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     dataset = ws.dataset
     charted = words.ranked(incidents.filter(pl.col("kind") != "silent")).head(MOST_CARDS)
     mine = pl.col("entity").is_in(charted["entity"].unique().sort().implode())
-    reach = dataset.lookback if dataset.cadence is None else max(dataset.cadence * CONTEXT_READINGS, CONTEXT_TIME)
-    first = dataset.day_of(dataset.day_bounds(day)[0] - reach)
+    begin = dataset.day_bounds(day)[0]
+    since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach(dataset)
+    first = dataset.day_of(since)
+    mine &= pl.col("event_time") >= since
     clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
     wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
     scores = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted).collect()

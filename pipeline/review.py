@@ -4,7 +4,10 @@ The table `verdicts` is only ever appended to: the latest verdict on an incident
 history. A verdict that was given by mistake is withdrawn, which makes the incident open again.
 """
 
-from collections.abc import Mapping, Sequence
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -13,14 +16,16 @@ import polars as pl
 
 from pipeline.errors import ConfigError
 from pipeline.incidents import incident_id, read_incidents
+from pipeline.score import matching
 from pipeline.tables import incidents_schema, verdicts_schema
-from pipeline.words import listing
+from pipeline.words import clean_text, drivers_in_words, listing, who
 from pipeline.workspace import Workspace
 
 VERDICTS = ("confirmed", "dismissed")
 WITHDRAWN = "withdrawn"
 OPEN = "open"
 STATES = (OPEN, *VERDICTS)
+KINDS = ("anomaly", "silent")  # of incidents
 LONGEST_NOTE = 2000  # characters
 SAID = ("note", "reviewer", "reviewed_at")  # what a verdict says beside itself
 
@@ -158,9 +163,8 @@ def with_state(incidents: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
 
 def _kind_of(verdict: Mapping[str, Any]) -> str | None:
     """The kind of the incident that a verdict is on, which its id tells."""
-    kinds = ("anomaly", "silent")
     return next(
-        (k for k in kinds if incident_id(verdict["entity"], verdict["start"], k) == verdict["incident_id"]), None
+        (k for k in KINDS if incident_id(verdict["entity"], verdict["start"], k) == verdict["incident_id"]), None
     )
 
 
@@ -168,3 +172,128 @@ def count_states(reviewed: pl.DataFrame) -> str:
     """How many of the incidents are in each state, such as `3 open, 1 confirmed`; empty without any."""
     counts = dict(reviewed.group_by("state").len().iter_rows())
     return listing([f"{counts[state]:,} {state}" for state in STATES if state in counts])
+
+
+def choose(
+    reviewed: pl.DataFrame, entities: Sequence[str] = (), severity: float | None = None, state: str | None = None
+) -> pl.DataFrame:
+    """Those of the incidents of one of `entities` (names and globs), at least so severe, and in this `state`; pure.
+
+    What is left out or empty asks for nothing. An incident without a severity, a silence, is none of those that are
+    severe enough.
+    """
+    if entities:
+        reviewed = reviewed.filter(pl.col("entity").is_in(matching(entities, reviewed["entity"])))
+    if severity is not None:
+        reviewed = reviewed.filter(pl.col("severity") >= severity)
+    return reviewed if state is None else reviewed.filter(state=state)
+
+
+def read_one(ws: Workspace, incident: str) -> pl.DataFrame:
+    """The incident with that id, as `read_reviewed` gives it on its last day; raises `ConfigError` without one."""
+    day = _known(ws, [Verdict(incident, "")])[incident]["day"]
+    return read_reviewed(ws, day, day).filter(incident_id=incident)
+
+
+SHEET = ("id", "entity", "start", "end", "severity", "driven by", "state", "verdict", "note")
+_TOUCHY = re.compile(r"['=+\-@\t\r]")  # what makes a spreadsheet compute a cell, and our own mark against it
+_NUMBER = re.compile(r"\d+(e\d+)?")  # an id that a spreadsheet would take for a number
+
+
+def sheet(reviewed: pl.DataFrame, ws: Workspace) -> str:
+    """The incidents as CSV, with empty columns for a verdict and a note on each; times in the dataset's zone.
+
+    A cell that a spreadsheet would compute or take for a number has an apostrophe in front.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(SHEET)
+    for row in reviewed.iter_rows(named=True):
+        start, end = (row[name].astimezone(ws.dataset.tz).isoformat(" ", "seconds") for name in ("start", "end"))
+        severity = "" if row["severity"] is None else f"{row['severity']:.2f}"
+        driven_by = "sent nothing" if row["kind"] == "silent" else drivers_in_words(row)
+        cells = (row["incident_id"], who(row), start, end, severity, driven_by, row["state"], "", "")
+        writer.writerow(harmless(cell) for cell in cells)
+    return text.getvalue()
+
+
+def harmless(cell: str) -> str:
+    """The cell, with an apostrophe in front where a spreadsheet would not leave it alone; `as_written` takes it off."""
+    return f"'{cell}" if _TOUCHY.match(cell) or _NUMBER.fullmatch(cell) else cell
+
+
+def as_written(cell: str) -> str:
+    """The cell without the apostrophe that `harmless` has put in front."""
+    rest = cell[1:]
+    return rest if cell[:1] == "'" and (_TOUCHY.match(rest) or _NUMBER.fullmatch(rest)) else cell
+
+
+def read_sheet(ws: Workspace, content: bytes) -> list[Verdict]:
+    """The verdicts in a CSV that `sheet` began and somebody has filled in, whatever program has saved it.
+
+    Columns that are not id, verdict or note, and lines without a verdict, are passed over. Raises `ConfigError` that
+    names each line that cannot be taken as it stands, and why.
+    """
+    lines = list(_filled(content))
+    known = _ids(ws, {said.incident for _, said in lines})
+    latest = {row["incident_id"]: row for row in _latest(ws).iter_rows(named=True)}
+    said, wrong = dict[str, tuple[int, Verdict]](), list[str]()
+    for number, each in lines:
+        first, told = said.setdefault(each.incident, (number, each))
+        if each.incident not in known:
+            problem = f"{ws.dataset.name} has no incident {clean_text(each.incident)!r}"
+        elif told != each:
+            problem = f"line {first} says something else of incident {each.incident}"
+        else:
+            problem = _problem(each, latest.get(each.incident))
+        wrong += [f"line {number}: {problem}"] if problem else []
+    if wrong:
+        raise ConfigError("\n".join([*wrong, "nothing was recorded; mend these lines and import the file again"]))
+    return [each for _, each in said.values()]
+
+
+def _problem(said: Verdict, before: Mapping[str, Any] | None) -> str:
+    try:
+        _check(said, before)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def _ids(ws: Workspace, ids: set[str]) -> set[str]:
+    """Those of the ids that are incidents."""
+    rows = ws.lake.scan("incidents", incidents_schema()).filter(pl.col("incident_id").is_in(list(ids)))
+    return set(rows.select("incident_id").collect()["incident_id"])
+
+
+def _filled(content: bytes) -> Iterator[tuple[int, Verdict]]:
+    """The line number and what is said, of each line that says something."""
+    text = _decoded(content)
+    head = "".join(text.splitlines()[:1])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    try:
+        names = [name.strip().casefold() for name in next(reader, [])]
+        for name, least in {"id": 1, "verdict": 1, "note": 0}.items():
+            if not least <= names.count(name) <= 1:
+                raise ConfigError(f"the file needs one column {name!r}, not {names.count(name)}; nightsift review NAME "
+                                  "--export FILE writes one to fill in")  # fmt: skip
+        number = reader.line_num + 1
+        for cells in reader:
+            row = dict(zip(names, cells, strict=False))
+            incident, verdict = (as_written(row.get(name, "").strip()).casefold() for name in ("id", "verdict"))
+            note = as_written(row.get("note", "").strip()).replace("\r\n", "\n").strip()
+            if verdict or note:
+                yield number, Verdict(incident, verdict, note)
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ConfigError(f"line {reader.line_num}: {error}; save the file as CSV and import it again") from error
+
+
+def _decoded(content: bytes) -> str:
+    """The text of the file; what is not Unicode is what Western spreadsheets have always written."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", errors="replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252", errors="replace")

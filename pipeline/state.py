@@ -71,3 +71,9 @@ def states(ws: Workspace, step: str | None = None) -> pl.DataFrame:
 def state_of(row: dict[str, Any]) -> State:
     """A record as `states` has it, by name."""
     return State(**{**row, "counts": json.loads(row["counts"])})
+
+
+def newest_day(ws: Workspace, step: str) -> date | None:
+    """The newest day that `step` has done as a whole; None where it never did any."""
+    newest = states(ws, step)["day"].max()
+    return newest if isinstance(newest, date) else None

@@ -161,7 +161,9 @@ def _answering(ws: Workspace) -> Iterator[None]:
         yield
     except MlflowException as error:
         why = " ".join(str(error).split())
-        raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {why}") from error
+        raise NightsiftError(
+            f"MLflow at {ws.home.tracking_uri} did not answer: {why}; see that it runs: nightsift doctor"
+        ) from error
 
 
 @contextmanager
@@ -254,8 +256,12 @@ def registered(ws: Workspace, number: str) -> Version:
         version = api.get_model_version(ws.dataset.name, number)
     except MlflowException as error:
         if error.error_code not in _MISSING:
-            raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {error}") from error
-        raise ConfigError(f"{ws.dataset.name} has no registered version {number!r}") from error
+            raise NightsiftError(
+                f"MLflow at {ws.home.tracking_uri} did not answer: {error}; see that it runs: nightsift doctor"
+            ) from error
+        raise ConfigError(
+            f"{ws.dataset.name} has no registered version {number!r}; MLflow lists those that there are"
+        ) from error
     if "label" not in version.tags:
         raise ConfigError(f"version {number} of {ws.dataset.name} was never completely registered; train again")
     return Version(number, version.tags["label"], detector_folder(ws, version.tags["label"]))
@@ -298,7 +304,9 @@ def former(ws: Workspace) -> list[str]:
         told = api.get_registered_model(ws.dataset.name).tags.get(FORMER, "")
     except MlflowException as error:
         if error.error_code not in _MISSING:
-            raise NightsiftError(f"MLflow at {ws.home.tracking_uri} did not answer: {error}") from error
+            raise NightsiftError(
+                f"MLflow at {ws.home.tracking_uri} did not answer: {error}; see that it runs: nightsift doctor"
+            ) from error
         return []
     now = current(ws)
     numbers = told.split()
@@ -334,7 +342,7 @@ def champion(ws: Workspace) -> Version:
     return found
 
 
-_SILENT = "MLflow at {uri} did not answer: {error}"
+_SILENT = "MLflow at {uri} did not answer: {error}; see that it runs: nightsift doctor"
 _UNTRAINED = "{name} has no detector yet; train one: nightsift train {name} --from DAY --to DAY"
 
 

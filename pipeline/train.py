@@ -27,6 +27,7 @@ from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.labels import known_labels, label_rates, with_label_rates
 from pipeline.lake import Lake
+from pipeline.progress import counted, tell
 from pipeline.review import confirmed, dismissed
 from pipeline.score import (
     Judged,
@@ -213,9 +214,10 @@ def snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl
     last = ws.dataset.day_of(end - timedelta(microseconds=1))
     ingested = ingest(ws, first, last)
     say(f"{ingested.files} new source files, {ingested.rows:,} rows")
-    for n in range((last - first).days + 1):
+    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
+    for day in counted("days", days):
         try:
-            validate(ws, first + timedelta(days=n))
+            validate(ws, day)
         except GateRefusedError as error:
             say(f"left out: {error}")
     rows = scan_clean(ws, first, last)
@@ -439,8 +441,9 @@ def _fit(
     history = fit(
         detector.model, values, observed, mask, validation=validation, epochs=dataset.model.epochs,
         batch=dataset.model.batch, seed=dataset.model.seed, groups=detector.groups,
-        on_epoch=lambda epoch, logs: _log_epoch(epoch, logs, say), checkpoints=checkpoints,
+        on_epoch=lambda epoch, logs: _log_epoch(epoch, dataset.model.epochs, logs, say), checkpoints=checkpoints,
     )  # fmt: skip
+    tell("epochs", dataset.model.epochs, dataset.model.epochs)  # it may have stopped early
     tracking.log_figure(figures.learning_curve(history), "learning_curve")
 
 
@@ -451,11 +454,12 @@ def _draw(windows: Windows, most: int, rng: np.random.Generator) -> Windows:
     return windows.take(np.sort(rng.choice(len(windows), most, replace=False)))
 
 
-def _log_epoch(epoch: int, logs: Mapping[str, float], say: Progress) -> None:
+def _log_epoch(epoch: int, most: int, logs: Mapping[str, float], say: Progress) -> None:
     import mlflow
 
     mlflow.log_metrics({name: float(value) for name, value in logs.items()}, step=epoch)
     say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+    tell("epochs", epoch + 1, most)
 
 
 def set_threshold(

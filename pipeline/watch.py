@@ -6,6 +6,7 @@ from datetime import date
 from pipeline import words
 from pipeline.alerts import complain, read_targets, send
 from pipeline.errors import DeadlineMissedError
+from pipeline.message import render
 from pipeline.report import is_reported, report_file
 from pipeline.score import night_digest
 from pipeline.state import State, day_states, read_state, write_state
@@ -26,20 +27,20 @@ def watch(ws: Workspace, day: date) -> str:
     missing = find_missing(ws, day)
     if not missing:
         return f"{ws.dataset.name} {day} is done"
-    title, body = words.deadline_message(ws.dataset, day, missing)
-    log.warning("%s: %s", title, body)
-    targets, failed = list(read_targets(ws.dataset)), []
+    message = words.deadline_message(ws.dataset, day, missing)
+    log.warning("%s: %s", message.title, render(message))
+    targets, failed = read_targets(ws.dataset, ws.dataset.notify.operators), []
     for target in targets:
         done = read_state(ws, day, STEP)
         told = done.counts["told"] if done else []
         if target.name in told:
             continue
-        if why := send(target, title, body):
+        if why := send(target, message):
             failed.append(why)
         else:
             write_state(ws, State(day, STEP, "", "", counts={"told": sorted([*told, target.name])}))
-    complain(title, failed, len(targets))
-    raise DeadlineMissedError(f"{title}. {body}")
+    complain(message.title, failed, len(targets))
+    raise DeadlineMissedError(f"{message.title}. {render(message)}")
 
 
 def find_missing(ws: Workspace, day: date) -> str:

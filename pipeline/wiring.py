@@ -38,6 +38,11 @@ def datasets_folder() -> Path:
     return Path(os.environ.get("NIGHTSIFT_DATASETS") or ROOT / "datasets")
 
 
+def home_folder() -> Path:
+    """Where the state is: NIGHTSIFT_HOME, else `var` beside `dags`."""
+    return Path(os.environ.get("NIGHTSIFT_HOME") or ROOT / "var")
+
+
 def read_datasets() -> tuple[list[Dataset], list[ConfigError]]:
     """Every dataset whose YAML can be read, and why the others cannot."""
     good, bad = [], []
@@ -50,10 +55,10 @@ def read_datasets() -> tuple[list[Dataset], list[ConfigError]]:
 
 
 def workspace(name: str) -> "Workspace":
-    """The workspace of a task: state in NIGHTSIFT_HOME, else `var` beside `dags`, wherever the worker was started."""
+    """The workspace of a task, wherever the worker was started."""
     from pipeline.workspace import open_workspace
 
-    return open_workspace(name, os.environ.get("NIGHTSIFT_HOME") or ROOT / "var", datasets_folder())
+    return open_workspace(name, home_folder(), datasets_folder())
 
 
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:
         "dag_id": f"{dataset.name}_{kind}",
         "description": f"{dataset.name}: {dataset.description}" if dataset.description else dataset.name,
         "tags": ["nightsift", dataset.name, dataset.kind, kind],
-        **bounds(dataset.owner, hours, dataset.name if dataset.notify.urls_env else None),
+        **bounds(dataset.owner, hours, dataset.name if dataset.notify.variables else None),
     }
 
 

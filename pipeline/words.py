@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 import polars as pl
 
 from pipeline.config import Dataset, Feature, SequenceFeature, format_duration
+from pipeline.message import Link, Message
 from pipeline.tables import EVERYONE
 
 if TYPE_CHECKING:  # a message about a failure is written where nothing heavy is imported
@@ -193,8 +194,12 @@ def who(incident: Mapping[str, Any]) -> str:
 
 def drivers_in_words(incident: Mapping[str, Any], most: int = 2) -> str:
     """`vibration (62 %) and current (20 %)`: the leading drivers; the later ones only from a tenth of the score on."""
-    drivers = [d for i, d in enumerate(incident["drivers"] or []) if i == 0 or (i < most and d["share"] >= 0.1)]
-    return listing([f"{feature_label(d['feature'])} ({percent(d['share'])})" for d in drivers])
+    return listing([f"{feature_label(d['feature'])} ({percent(d['share'])})" for d in leading(incident, most)])
+
+
+def leading(incident: Mapping[str, Any], most: int = 2) -> list[Mapping[str, Any]]:
+    """The drivers that are worth a word: the first, and the later ones up to `most` from a tenth of the score on."""
+    return [d for i, d in enumerate(incident["drivers"] or []) if i == 0 or (i < most and d["share"] >= 0.1)]
 
 
 def incident_line(incident: Mapping[str, Any], dataset: Dataset, day: date) -> str:
@@ -299,10 +304,49 @@ def budget_line(left_out: pl.DataFrame, most: int) -> str:
     return f"and {len(left_out):,} more of {entities}: above {most:,} in a night (notify.most), only the worst are told"
 
 
-def failure_message(
-    *, dataset: str, dag: str, run: str, task: str, reason: str, error: str, log: str
-) -> tuple[str, str]:
-    """Title and body of the message that a run has failed."""
+def peak_lines(incident: Mapping[str, Any], dataset: Dataset, most: int = 2) -> list[str]:
+    """`vibration was 14.2 mm/s where 3.1 mm/s was expected (62 % of the score)`: each leading driver at the peak."""
+    return [_peak_line(driver, dataset) for driver in leading(incident, most)]
+
+
+def _peak_line(driver: Mapping[str, Any], dataset: Dataset) -> str:
+    name = driver["feature"]
+    observed, expected = (in_words(dataset, name, driver[what]) for what in ("observed", "expected"))
+    rate = isinstance(feature := declared(dataset, name), SequenceFeature) and feature.kind == "label_rate"
+    was = "was missing" if observed == NOTHING else f"was {observed}"
+    where = "" if rate or expected == NOTHING else f" where {expected} was expected"
+    return f"{feature_label(name)} {was}{where} ({percent(driver['share'])} of the score)"
+
+
+def how_sure(incident: Mapping[str, Any]) -> str:
+    """`12.4 × the threshold; about once in 50,000 normal steps`; empty for a silence, which has no score."""
+    if incident["severity"] is None:
+        return ""
+    return f"{incident['severity']:,.3g} × the threshold; {rarity(incident['p_value'])}"
+
+
+def chance_line(promise: "Promise") -> str:
+    """Whether to believe a night's incidents: how many of them chance alone may have made; empty without a promise."""
+    if promise.promised is None:
+        return ""
+    alone = short(promise.tonight.entity_days * promise.promised)
+    bounds = promise.lately.bounds
+    more = "; lately there were more" if bounds and bounds[0] > promise.promised else ""
+    return (
+        f"Whether to believe it: chance alone makes up to about {alone} in such a night "
+        f"({number(promise.promised)} false alarms per entity and day are promised{more})"
+    )
+
+
+def recovery(incident: Mapping[str, Any], dataset: Dataset, day: date) -> str:
+    """`pump-7 (normal again since 03:12 UTC)`: who has recovered, and since when."""
+    what = "sends again" if incident["kind"] == "silent" else "normal again"
+    since = stretch(incident["since"], incident["since"], dataset.tz, day).removeprefix("at ")
+    return f"{who(incident)} ({what} since {since})"
+
+
+def failure_message(*, dataset: str, dag: str, run: str, task: str, reason: str, error: str, log: str) -> Message:
+    """The message that a run has failed."""
     late = reason == "timed_out"
     what = f"The task {task} failed" if task else "It failed"
     if late:
@@ -311,10 +355,8 @@ def failure_message(
     lines = [what + why if why else f"{what}."]
     if not error and not late:
         lines.append("It left no error: its process was killed, ran out of memory, or its worker was lost.")
-    lines.append(f"Run: {run}")
-    if log:
-        lines.append(f"Log: {log}")
-    return f"{dataset}: {dag} failed", "\n".join(lines)
+    links = (Link("Log", log),) if log else ()
+    return Message(f"{dataset}: {dag} failed", notes=(*"\n".join(lines).splitlines(), f"Run: {run}"), links=links)
 
 
 MISSING = {
@@ -329,7 +371,7 @@ MISSING = {
 """What a night lacks, by the step that is missing."""
 
 
-def deadline_message(dataset: Dataset, day: date, missing: str) -> tuple[str, str]:
-    """Title and body of the message that a night is not done by its deadline."""
+def deadline_message(dataset: Dataset, day: date, missing: str) -> Message:
+    """The message that a night is not done by its deadline."""
     by = f"{dataset.deadline:%H:%M} {dataset.zone}" if dataset.deadline else "now"
-    return f"{dataset.name}: {day} is not done by {by}", f"What is missing: {missing}"
+    return Message(f"{dataset.name}: {day} is not done by {by}", notes=(f"What is missing: {missing}",))

@@ -13,6 +13,7 @@ from typing import Literal
 import polars as pl
 
 from pipeline.errors import ConfigError
+from pipeline.progress import counted
 from pipeline.simulate.cards import Cards
 from pipeline.simulate.disturb import Delivery, Disturbances, When, as_sent, deliver, plan_disturbances
 from pipeline.simulate.plan import Day, Disturbance, Planted, Simulator, choose, day_after
@@ -109,7 +110,8 @@ def simulate(
     source = SOURCES[kind].build(entities, seed, start)
     run = _Run(kind, source, seed, start, Path(folder), anomalies, anomalies_from, plan)
     (run.folder / "labels").mkdir(parents=True, exist_ok=True)
-    parts = [_write_day(run, index) for index in sorted(range(days) if only_days is None else set(only_days))]
+    indices = sorted(range(days) if only_days is None else set(only_days))
+    parts = [_write_day(run, index) for index in counted("days", indices)]
     return Simulated(
         kind,
         run.folder,

@@ -147,4 +147,5 @@ def test_an_experiment_leads_a_new_browser_to_its_runs(open_page: Open, mlflow: 
     seen.page.goto(f"{mlflow}/{link.get_attribute('href')}", wait_until="load")
     seen.page.get_by_text("alarms/incidents", exact=True).first.wait_for()
     assert "workflowType=machine_learning" in seen.page.url
+    assert f"A run is one night of pumps (Water pumps {NASTY})" in seen.page.locator("body").inner_text()
     only_its_server(seen, mlflow)

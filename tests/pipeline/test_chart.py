@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.chart import (
+    HEIGHT,
     MOST_POINTS,
+    WIDTH,
     Heading,
     category_panel,
     clock_axis,
@@ -19,6 +21,7 @@ from pipeline.chart import (
     feature_panel,
     line,
     score_panel,
+    strip,
 )
 
 START = datetime(2026, 3, 25, 12, tzinfo=UTC)
@@ -38,14 +41,18 @@ def axis_of(frame: pl.DataFrame, zone: str = "UTC"):
 
 
 def points(path: str) -> list[tuple[int, int]]:
-    return [(int(x), int(y)) for x, y in re.findall(r"[ML](-?\d+) (-?\d+)", path)]
+    found = []
+    for letter, right, down in re.findall(r"([Ml])(-?\d+) ?(-?\d+)", path):
+        x, y = found[-1] if letter == "l" else (0, 0)
+        found.append((x + int(right), y + int(down)))
+    return found
 
 
 def test_line_breaks_where_readings_are_missing() -> None:
     """A gap in time and a missing value each begin a new stroke; neighbours are joined."""
     frame = rows([1.0, 2.0, 3.0, None, 5.0, 6.0], [0, 1, 10, 11, 12, 13])
     panel = feature_panel(frame, axis_of(frame), "flow", HEADING)
-    assert re.sub(r"[\d .-]", "", panel.observed) == "MhLMhMhL"
+    assert re.sub(r"[\d .-]", "", panel.observed) == "MhlMhMhl"
 
 
 @settings(max_examples=25, deadline=None)
@@ -62,14 +69,15 @@ def test_thinning_keeps_the_extremes(values: list[float]) -> None:
 
 
 def test_every_place_is_within_the_picture() -> None:
-    """Paths, ticks, threshold and shade lie within the square, whatever the values."""
+    """Paths, ticks, threshold and shade lie within the box, whatever the values."""
     frame = rows([5.0, -1e9, None, 7.0, 1e-9], score=pl.Series([0.1, 9.0, None, 2.0, 1.0]), is_anomaly=True)
     axis = axis_of(frame)
     for panel in (feature_panel(frame, axis, "flow", HEADING), score_panel(frame, axis, 3.0, HEADING)):
-        assert all(0 <= v <= 1000 for path in (panel.observed, panel.expected) for p in points(path) for v in p)
+        drawn = points(panel.observed) + points(panel.expected)
+        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in drawn)
         assert 2 <= len(panel.ticks) <= 6
         assert all(0 <= tick.place <= 100 for tick in (*panel.ticks, *axis.ticks))
-    assert 0 <= axis.shade[0] <= sum(axis.shade) <= 1000
+    assert 0 <= axis.shade[0] <= sum(axis.shade) <= WIDTH
 
 
 def test_a_constant_or_empty_feature_can_be_drawn() -> None:
@@ -92,7 +100,7 @@ def test_the_incident_is_shaded_where_it_is() -> None:
     """The shade reaches from the first to the last anomalous reading, half a cadence beyond on each side."""
     frame = rows([1.0] * 11)
     axis = clock_axis(frame, START + timedelta(minutes=4), START + timedelta(minutes=6), ZoneInfo("UTC"), 60)
-    assert axis.shade == (350, 300)
+    assert axis.shade == (3500, 3000)
 
 
 def test_times_on_the_axis_are_round_in_the_zone() -> None:
@@ -117,10 +125,10 @@ def test_events_stand_apart_however_close_in_time() -> None:
     frame = rows([1.0, 2.0, 9.0, 8.0], [0, 900, 901, 901])
     axis = event_axis(frame, START + timedelta(minutes=901), START + timedelta(minutes=901), ZoneInfo("UTC"))
     panel = feature_panel(frame, axis, "flow", HEADING)
-    assert [x for x, _ in points(panel.observed)] == [125, 375, 625, 875]
-    assert axis.shade == (500, 500)
+    assert [x for x, _ in points(panel.observed)] == [1250, 3750, 6250, 8750]
+    assert axis.shade == (5000, 5000)
     assert panel.observed.count("h0") == 4
-    assert panel.expected.count("h175") == 4
+    assert panel.expected.count("h1750") == 4
 
 
 def test_categories_have_heights_of_their_own() -> None:
@@ -142,3 +150,43 @@ def test_anomalous_readings_are_drawn_over_the_others() -> None:
     frame = rows([1.0, 5.0, 6.0, 1.0], is_anomaly=pl.Series([False, True, True, None]))
     panel = feature_panel(frame, axis_of(frame), "flow", HEADING)
     assert points(panel.marks) == points(panel.observed)[1:3]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata"])
+def test_times_can_be_read_back_from_places(zone: str) -> None:
+    """A place between the edges stands for the time that lies as far between those of its neighbours."""
+    moments = [0, 900, 901, 905]
+    frame, end = rows([1.0] * 4, moments), START + timedelta(minutes=905)
+    for axis in (clock_axis(frame, START, end, ZoneInfo(zone), 60), event_axis(frame, START, end, ZoneInfo(zone))):
+        places = np.linspace(axis.edge, WIDTH - axis.edge, len(axis.times))
+        found = np.interp(axis.x, places, axis.times) + axis.start - START.timestamp()
+        assert found == pytest.approx([m * 60 for m in moments], abs=3)
+
+
+def test_values_can_be_read_back_from_heights() -> None:
+    """What lies between `low` and `high` of a panel is where the value is, to a thousandth of the range."""
+    values = [3.0, 7.5, -2.25, 11.0]
+    frame = rows(values)
+    panel = feature_panel(frame, axis_of(frame), "flow", HEADING)
+    assert panel.low is not None
+    assert panel.high is not None
+    found = [panel.high - y / HEIGHT * (panel.high - panel.low) for _, y in points(panel.observed)]
+    assert found == pytest.approx(values, abs=(panel.high - panel.low) / HEIGHT)
+
+
+def test_fewer_points_can_be_asked_for() -> None:
+    """A picture of less detail still shows the extremes of all that it draws."""
+    frame = rows([float(n % 17) for n in range(400)])
+    axis = clock_axis(frame, START, START, ZoneInfo("UTC"), 60, points=20)
+    panel = feature_panel(frame, axis, "flow", HEADING)
+    heights = [y for _, y in points(panel.observed)]
+    assert len(heights) <= 20
+    assert panel.low is not None
+    assert panel.high is not None
+    top, bottom = (round(HEIGHT * (panel.high - value) / (panel.high - panel.low)) for value in (16.0, 0.0))
+    assert (min(heights), max(heights)) == (top, bottom)
+
+
+def test_a_strip_has_a_stroke_for_each_night_that_is_known() -> None:
+    """Quiet nights are short strokes, the others tall ones, each where its night is."""
+    assert strip(["quiet", "unknown", "open", "quiet"]) == {"quiet": "M5 20V16M35 20V16", "open": "M25 20V0"}

@@ -109,6 +109,23 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
         ({"schedule": "0 2 * * *", "deadline": "six"}, "deadline: 'six' is not a time of day; write hours and minutes"),
         ({"schedule": "0 2 * * *", "deadline": "24:00"}, "deadline: '24:00' is not a time of day"),
         ({"notify": {"most": 0}}, "notify.most: .*greater than or equal to 1"),
+        ({"notify": {"cooldown": "6h"}}, "notify.cooldown: .*integer.*given: '6h'"),
+        ({"notify": {"rout": []}}, "notify.rout: there is no such key; did you mean routes"),
+        ({"notify": {"routes": [{"severity": 3}]}}, "notify.routes.0.urls_env: this key is missing"),
+        ({"notify": {"routes": [{"urls_env": []}]}}, "notify.routes.0.urls_env: .*at least 1 item"),
+        (
+            {"notify": {"routes": [{"urls_env": ["A"], "sevrity": 3}]}},
+            "notify.routes.0.sevrity: .*did you mean severity",
+        ),
+        ({"notify": {"routes": [{"urls_env": ["A"], "severity": 0.5}]}}, "notify.routes.0.severity: .*equal to 1"),
+        (
+            {"notify": {"routes": [{"urls_env": ["A"], "kinds": ["quiet"]}]}},
+            "routes.0.kinds.0: .*'anomaly' or 'silent'",
+        ),
+        (
+            {"notify": {"urls_env": ["A"], "routes": [{"urls_env": ["A"]}]}},
+            "notify: the variable A is named twice; .*name it in one place",
+        ),
         ({"calendar": {"path": "plan.txt"}}, "calendar: cannot tell the format of 'plan.txt'; add format"),
         (
             {"training": {"schedule": "weekly"}},
@@ -326,3 +343,13 @@ def test_event_time_now_is_in_some_day() -> None:
     """`day_of` takes aware times of any zone."""
     moment = datetime(2024, 5, 1, 23, 30, tzinfo=UTC)
     assert dataset(zone="Asia/Tokyo").day_of(moment) == date(2024, 5, 2)
+
+
+def test_who_is_told_of_what_concerns_the_dataset_as_a_whole(tmp_path: Path) -> None:
+    """Those who are told everything; where there are none, those of every route."""
+    routes = [{"urls_env": ["ONCALL"], "severity": 3}, {"urls_env": ["OPS"], "kinds": ["silent"]}]
+    alone = load(tmp_path, {**SENSOR, "notify": {"routes": routes}}).notify
+    beside = load(tmp_path, {**SENSOR, "notify": {"urls_env": ["TEAM"], "routes": routes}}).notify
+    assert (alone.variables, beside.variables) == (["ONCALL", "OPS"], ["TEAM", "ONCALL", "OPS"])
+    assert [route.urls_env for route in alone.operators] == [["ONCALL"], ["OPS"]]
+    assert [route.urls_env for route in beside.operators] == [["TEAM"]]

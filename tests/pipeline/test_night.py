@@ -525,7 +525,7 @@ def test_a_source_that_delivers_nothing_is_an_incident_and_an_alert(fresh, monke
     last = ws.lake.scan("clean", {"event_time": pl.Datetime("us", "UTC")}).collect()["event_time"].max()
     assert whole.select("entity", "kind", "start").rows() == [("(all)", "silent", last)]
     assert sent == [1, 0]
-    assert "the whole source sent nothing" in server.received[0]["message"]
+    assert "the whole source: sent nothing" in server.received[0]["message"]
     entry = f"{{start: {quiet[0]}, end: {quiet[1]}, reason: holidays, action: suppress}}"
     ws.dataset.file.write_text(f"{text}calendar: {{entries: [{entry}]}}\n")
     ws = open_workspace("demo", ws.home.root, ws.dataset.file.parent)

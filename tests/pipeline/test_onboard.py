@@ -360,7 +360,7 @@ def change(folder: Path, name: str, **changes: Any) -> None:
 def test_check_tells_every_dataset_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One broken YAML, suite, source or variable is told with its sentence, and hides nothing of the others."""
     monkeypatch.delenv("NO_SUCH_VARIABLE", raising=False)
-    for name in ("good", "yamlless", "suiteless", "sourceless", "columnless", "sql", "notified", "broken"):
+    for name in ("good", "yamlless", "suiteless", "sourceless", "columnless", "sql", "notified", "routed", "broken"):
         proposed(tmp_path, readings(rows=60), "Machine", "Time", name=name)
     (tmp_path / "datasets/yamlless.yaml").write_text("kind: [")
     (tmp_path / "expectations/suiteless.yaml").write_text("expectations:\n  - type: expect_nothing\n")
@@ -368,13 +368,14 @@ def test_check_tells_every_dataset_apart(tmp_path: Path, monkeypatch: pytest.Mon
     readings(rows=60).drop("temp").write_parquet(tmp_path / "columnless.parquet")
     change(tmp_path, "sql", source={"sql": "SELECT 1", "connection_env": "NO_SUCH_VARIABLE"})
     change(tmp_path, "notified", notify={"urls_env": ["NO_SUCH_VARIABLE"]})
+    change(tmp_path, "routed", notify={"routes": [{"urls_env": ["NO_SUCH_VARIABLE"]}]})
     infinite = pl.when(pl.col("row") > 9).then(float("inf")).otherwise("temp")
     readings(rows=60).with_columns(temp=infinite).write_parquet(tmp_path / "broken.parquet")
     found = findings(tmp_path)
     failed = {key: finding.message for key, finding in found.items() if not finding.ok}
     assert set(failed) == {
         ("yamlless", "yaml"), ("suiteless", "suite"), ("sourceless", "source"), ("columnless", "source"),
-        ("sql", "source"), ("notified", "notify"), ("broken", "source"),
+        ("sql", "source"), ("notified", "notify"), ("routed", "notify"), ("broken", "source"),
     }  # fmt: skip
     assert "yamlless.yaml is not valid YAML" in failed["yamlless", "yaml"]
     assert "expect_nothing" in failed["suiteless", "suite"]
@@ -382,6 +383,7 @@ def test_check_tells_every_dataset_apart(tmp_path: Path, monkeypatch: pytest.Mon
     assert "no column 'temp'" in failed["columnless", "source"]
     assert "NO_SUCH_VARIABLE is not set" in failed["sql", "source"]
     assert "NO_SUCH_VARIABLE is not set" in failed["notified", "notify"]
+    assert "NO_SUCH_VARIABLE is not set" in failed["routed", "notify"]
     assert "170 of them with problems, such as: temp: infinite" in failed["broken", "source"]
     assert "180 rows, 0 with problems" in found["good", "source"].message
 

@@ -1,112 +1,39 @@
 """The nightly report: what it says, that it says it safely, and that it says the same twice."""
 
+import base64
+import hashlib
 import html.parser
 import re
 from dataclasses import asdict, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
-from pipeline.config import Dataset, Home
 from pipeline.errors import NightsiftError
-from pipeline.lake import Lake
-from pipeline.report import MOST_CARDS, join_scores, read_facts, render_report, summarise, surroundings, write_report
+from pipeline.incidents import incident_id
+from pipeline.report import (
+    MOST_CARDS,
+    environment,
+    is_reported,
+    join_scores,
+    read_entry,
+    read_facts,
+    render_report,
+    summarise,
+    surroundings,
+    write_report,
+)
+from pipeline.review import record
 from pipeline.score import Scored
-from pipeline.state import State, write_state
-from pipeline.tables import clean_schema, drifts_schema, incidents_schema, quarantine_schema, scores_schema
+from pipeline.state import State, day_states, write_state
+from pipeline.tables import drifts_schema, incidents_schema, quarantine_schema, scores_schema
 from pipeline.workspace import Workspace
+from tests.lake import DAY, at, cards, fill, incident, pumps, readings, silence, table, true_night, workspace
 
-DAY = date(2026, 3, 25)
 NASTY = "<script>alert(1)</script>"
 VOID = {"meta", "br", "rect", "path", "input", "hr", "img", "link"}
-
-
-def pumps(**changes) -> Dataset:
-    fields = {
-        "name": "pumps", "kind": "sensor", "source": {"path": "x.parquet"}, "entity": "pump", "event_time": "time",
-        "cadence": "5m", "description": "Water pumps",
-        "features": [{"name": "flow", "unit": "m3/h", "max": 400}, {"name": "vibration", "unit": "mm/s"}],
-    }  # fmt: skip
-    return Dataset(**{**fields, **changes})
-
-
-def cards(**changes) -> Dataset:
-    fields = {
-        "name": "cards", "kind": "transaction", "source": {"path": "x.csv"}, "entity": "card", "event_time": "time",
-        "features": [{"name": "amount", "unit": "EUR", "min": 0, "log": True}, {"name": "shop", "type": "categorical"}],
-        "sequence_features": [{"name": "since_last", "kind": "time_since_last"},
-                              {"name": "count_1h", "kind": "rolling_count", "over": "1h"}],
-    }  # fmt: skip
-    return Dataset(**{**fields, **changes})
-
-
-def at(text: str) -> datetime:
-    return datetime.fromisoformat(f"{DAY}T{text}").replace(tzinfo=UTC)
-
-
-def incident(entity: str, start: datetime, end: datetime, *drivers: tuple, severity: float = 2.0, **changes) -> dict:
-    names = ("feature", "share", "observed", "expected")
-    row = {
-        "day": DAY, "incident_id": f"{entity} {start}", "entity": entity, "start": start, "end": end,
-        "peak_time": start, "peak_score": 5.0 * severity, "threshold": 5.0, "p_value": 2e-5, "severity": severity,
-        "steps": 3, "drivers": [dict(zip(names, driver, strict=True)) for driver in drivers], "kind": "anomaly",
-        "detector_version": "7-abc",
-    }  # fmt: skip
-    return row | changes
-
-
-def silence(entity: str, start: datetime, end: datetime) -> dict:
-    nothing = dict.fromkeys(("peak_score", "threshold", "p_value", "severity", "drivers", "detector_version"))
-    return incident(entity, start, end) | {"kind": "silent", "steps": 0} | nothing
-
-
-def table(rows: list[dict], schema: dict) -> pl.DataFrame:
-    return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
-
-
-def readings(dataset: Dataset, entities: list[str], days: int = 2) -> pl.DataFrame:
-    """Clean and scored rows in one frame: quiet signals, but for vibration from 14:00 to 15:00 in the first entity."""
-    start = datetime(DAY.year, DAY.month, DAY.day, tzinfo=UTC) - timedelta(days=days - 1)
-    moments = [start + dataset.cadence * i for i in range(int(timedelta(days=days) / dataset.cadence))]
-    high = np.array([at("14:00") <= t <= at("15:00") for t in moments])
-    frames = []
-    for number, entity in enumerate(entities):
-        bad = high & (number == 0)
-        wave = np.sin(np.arange(len(moments)) / 20)
-        frames.append(pl.DataFrame({
-            "entity": entity, "event_time": moments, "flow": 100 + wave, "vibration": 3 + wave / 10 + 12 * bad,
-            "score": 1 + wave / 2 + 9 * bad, "p_value": 0.3, "threshold": 5.0, "is_anomaly": bad,
-            "expected_flow": 100.0, "expected_vibration": 3.0, "observed_flow": 100 + wave,
-            "observed_vibration": 3 + wave / 10 + 12 * bad, "contribution_flow": 0.38, "contribution_vibration": 0.62,
-            "detector_version": "7-abc",
-        }))  # fmt: skip
-    frame = pl.concat(frames).with_columns(pl.col("event_time").dt.cast_time_unit("us"))
-    return frame.with_columns(pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date().alias("day"))
-
-
-def fill(ws: Workspace, rows: pl.DataFrame, incidents: list[dict], quarantine: list[dict] = (), warnings=()) -> None:  # type: ignore[assignment]
-    """Write what a night leaves: its tables and the states of its steps."""
-    for (day,), part in rows.group_by("day", maintain_order=True):
-        ws.lake.replace("clean", day, part.select(list(clean_schema(ws.dataset))))
-    ws.lake.replace("scores", DAY, rows.filter(day=DAY).select(list(scores_schema(ws.dataset))))
-    ws.lake.replace("incidents", DAY, table(incidents, incidents_schema()))
-    ws.lake.replace("quarantine", DAY, table(list(quarantine), quarantine_schema(ws.dataset)))
-    clean = len(rows.filter(day=DAY))
-    counts = {
-        "rows_in": clean + len(quarantine) + 4, "rows_clean": clean, "rows_quarantined": len(quarantine),
-        "rows_duplicate": 4, "warnings": list(warnings),
-    }  # fmt: skip
-    write_state(ws, State(DAY, "validate", "i", "c", counts=counts))
-    scored = Scored(str(DAY), clean, 0, rows["entity"].n_unique(), "7-abc", 0.05)
-    write_state(ws, State(DAY, "score", "i", "c", "7-abc", asdict(scored)))
-    write_state(ws, State(DAY, "incidents", "i", "c", "7-abc", {}))
-
-
-def workspace(tmp_path: Path, dataset: Dataset) -> Workspace:
-    return Workspace(dataset, Home(tmp_path), Lake(str(tmp_path / "lake"), dataset.name))
 
 
 VIBRATION = ("vibration", 0.62, 15.1, 3.0)
@@ -155,7 +82,7 @@ class Outline(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.words.append(data)
 
     @property
@@ -184,9 +111,11 @@ def test_report_tells_what_happened_why_and_how_sure(night: Workspace) -> None:
 
 def test_report_counts_the_night(night: Workspace) -> None:
     """Rows, entities, steps, share and false alarms are those of the tables."""
-    figures = dict(re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", write_report(night, DAY).read_text()))
+    blocks = re.findall(r'<dl class="figures">(.*?)</dl>', write_report(night, DAY).read_text(), re.S)
+    figures = dict(re.findall(r"<div><dt>(.*?)</dt><dd>(.*?)</dd></div>", "".join(blocks)))
     assert figures == {
-        "rows in": "585", "clean": "576", "quarantined": "5", "duplicates left out": "4", "entities": "2",
+        "rows in": "585", "clean": "576", "quarantined": "5", "duplicates left out": "4",
+        "newest reading of the day, 5 min before its end": "23:55:00", "entities": "2",
         "steps scored": "576", "steps anomalous": "2 %", "false alarms promised per entity-day, at most": "0.05",
         "incidents per entity-day": "0.5", "the same, not confirmed, over 1 night": "0.5",
     }  # fmt: skip
@@ -242,15 +171,31 @@ def test_the_order_of_rows_changes_nothing(night: Workspace) -> None:
     assert render_report(shuffled) == render_report(facts)
 
 
-def test_page_loads_nothing_and_runs_nothing(night: Workspace) -> None:
-    """No script, no address, no source but what stands in the file; the page forbids the rest to itself."""
+def test_page_loads_nothing_and_runs_its_own_script_alone(night: Workspace) -> None:
+    """No address, no source but what stands in the file; the page forbids itself all scripts but the one it has."""
     text = write_report(night, DAY).read_text()
     page = Outline(text)
-    assert {"script", "link", "img", "iframe", "object"}.isdisjoint(page.tags)
-    assert not [value for name, value in page.attributes if name == "src" or name.startswith("on")]
+    assert {"link", "img", "iframe", "object", "base", "form"}.isdisjoint(page.tags)
+    assert not [value for name, value in page.attributes if name in ("src", "srcset") or name.startswith("on")]
     assert all(value.startswith("#") for name, value in page.attributes if name == "href")
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
-    assert not re.search(r"//|url\(|@import", text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; "
+    policy += "form-action 'none'"
+    assert ("content", policy) in page.attributes
+    assert not re.search(r"\w://|url\(|@import|innerHTML|eval\(|fetch\(", text)
+
+
+def test_links_that_leave_the_page_lead_to_the_incidents_page_alone(
+    night: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is known where Airflow is, an incident, its rows and the list of all are one click away."""
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://airflow.test/")
+    page = page_of(night)
+    leaving = {value for name, value in page.attributes if name == "href" and not value.startswith("#")}
+    listed = "http://airflow.test/nightsift/incidents"
+    one = f"{listed}/pumps/2026-03-25/{incident_id('pump-1', at('14:00'), 'anomaly')}"
+    assert leaving == {listed, one, f"{one}/rows.csv"}
 
 
 def test_page_is_sound_html(night: Workspace) -> None:
@@ -291,7 +236,7 @@ def test_all_that_comes_from_data_is_escaped(tmp_path: Path) -> None:
     text = write_report(shop_night(tmp_path), DAY).read_text()
     page = Outline(text)
     assert NASTY not in text
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert page.text.count(NASTY) >= 8
 
 
@@ -385,7 +330,7 @@ def test_a_report_that_cannot_be_written_says_why(night: Workspace) -> None:
 
 
 def test_a_busy_night_stays_small(tmp_path: Path) -> None:
-    """500 incidents in 5 entities: under 5 MB, charts for the most severe alone, all of them in the table."""
+    """500 incidents in 5 entities: under 5 MB, each with its picture, all of them in the table."""
     ws = workspace(tmp_path, pumps(cadence="1m"))
     names = [f"pump-{i}" for i in range(5)]
     found = [
@@ -396,7 +341,11 @@ def test_a_busy_night_stays_small(tmp_path: Path) -> None:
     fill(ws, readings(ws.dataset, names), found)
     text = write_report(ws, DAY).read_text()
     assert len(text.encode()) < 5_000_000
-    assert text.count("<figure") == MOST_CARDS
+    figures = re.findall(r"<figure.*?</figure>", text, re.S)
+    assert len(figures) == 500
+    assert [figures[rank - 1].count("<svg") for rank in (1, 30, 151, 500)] == [3, 3, 2, 2]  # the score among them
+    assert len(figures[-1]) < len(figures[0]) / 2
+    assert "Pictures from rank 31 on are drawn coarser" in text
     severities = [float(value) for value in re.findall(r'<td class="n">([\d.]+)\N{NO-BREAK SPACE}×</td>', text)]
     assert len(severities) == 500
     assert severities == sorted(severities, reverse=True)
@@ -476,3 +425,48 @@ def test_a_sensor_that_sent_nothing_is_said_to(tmp_path):
         ws, readings(ws.dataset, ["pump-1"]), [incident("pump-1", at("14:00"), at("15:00"), ("flow", 1.0, None, 100.0))]
     )
     assert "At the peak, flow sent nothing where 100 m3/h was expected." in page_of(ws).text
+
+
+def test_a_night_beyond_what_can_be_drawn_says_so(night: Workspace) -> None:
+    """Incidents with a rank above the most that have a picture stand in the table, and the page says so."""
+    facts = read_facts(night, DAY)
+    starts = [at("00:00") + timedelta(minutes=n) for n in range(MOST_CARDS + 3)]
+    found = [incident("pump-1", start, start, VIBRATION) for start in starts]
+    text = render_report(replace(facts, incidents=table(found, incidents_schema())))
+    assert text.count("<figure") == MOST_CARDS
+    assert text.count('<td class="n">2\N{NO-BREAK SPACE}×</td>') == MOST_CARDS + 3
+    assert "Incidents from rank 1,001 on are in the table above alone." in text
+
+
+def test_a_report_made_after_a_verdict_shows_it(night: Workspace) -> None:
+    """State, reviewer and note stand at the incident, and what waits is counted; the report was not stale before."""
+    name = incident_id("pump-1", at("14:00"), "anomaly")
+    assert "1 incident and 1 silence wait for a verdict" in page_of(night).text
+    record(night, name, "confirmed", f"bearing {NASTY}", "ana")
+    assert is_reported(day_states(night, DAY))
+    text = page_of(night).text
+    assert "1 silence waits for a verdict" in text
+    assert f"confirmed by ana on {datetime.now(UTC).date()}: bearing {NASTY}" in text
+    assert NASTY not in write_report(night, DAY).read_text()
+    record(night, incident_id("pump-3", at("06:10"), "silent"), "dismissed", "", "ana")
+    assert "Nothing: every incident has its verdict." in page_of(night).text
+
+
+def test_an_incident_names_its_raw_rows(night: Workspace) -> None:
+    """The file and the numbers of the rows that the pump sent while it lasted, counted from 1."""
+    assert "pumps-2026-03-25.parquet, rows 169 to 181" in page_of(night).text
+    assert read_entry(night, read_facts(night, DAY).incidents.row(0, named=True)).raw == (
+        "pumps-2026-03-25.parquet, rows 169 to 181",
+    )
+
+
+def test_one_incident_is_told_as_in_the_report(tmp_path: Path) -> None:
+    """`read_entry` gives the incidents page what the report says: words, picture, history and raw rows."""
+    ws = true_night(tmp_path)
+    found = read_facts(ws, DAY).incidents.sort("severity", descending=True, nulls_last=True)
+    entry = read_entry(ws, found.row(0, named=True))
+    page = write_report(ws, DAY).read_text()
+    body = environment().from_string('{% from "incident.html.jinja" import body with context %}{{ body(entry) }}')
+    assert body.render(entry=entry, dataset=ws.dataset) in page
+    assert "incidents in the 28 nights before" in page
+    assert "since 2026-03-17" in page

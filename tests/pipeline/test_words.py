@@ -185,3 +185,15 @@ def test_a_label_rate_is_told_in_per_cent_with_what_it_is_the_share_of() -> None
     assert words.meaning(cards, "risk") == (
         "share of events with the same terminal id that turned out anomalous, over the 7d that ended 6d before"
     )
+
+
+def test_drivers_at_the_peak_are_told_against_what_was_expected() -> None:
+    """The first and what made a tenth of the score; a reading that is missing is said to be."""
+    names = ("feature", "share", "observed", "expected")
+    drivers = [("flow", 0.8, None, 98.5), ("amount", 0.15, 1200.0, 20.0), ("shop", 0.05, 9.0, 1.0)]
+    incident = {"drivers": [dict(zip(names, driver, strict=True)) for driver in drivers]}
+    told = [line.replace("\N{NO-BREAK SPACE}", " ") for line in words.peak_lines(incident, DATASET)]
+    assert told[0] == "flow was missing where 98.5 was expected (80 % of the score)"
+    assert told[1] == "amount was 1,200 where 20 was expected (15 % of the score)"
+    assert len(told) == 2
+    assert words.peak_lines({"drivers": None}, DATASET) == []
