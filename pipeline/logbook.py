@@ -318,5 +318,8 @@ def example(dataset: Dataset, detector: "Detector") -> pl.DataFrame:
 
 
 def markdown(text: str) -> str:
-    """`text` as it stands in Markdown, whatever is in it: no markup and no HTML of the data's own."""
+    """`text` in the Markdown of MLflow's pages, whatever is in it as it stands: no markup and no HTML of its own.
+
+    Theirs is not that of chats: a backslash does not keep a `<` from beginning a tag.
+    """
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(words.clean_text(text), quote=False))

@@ -17,14 +17,15 @@ from pipeline.workspace import Workspace
 from tests.pipeline.test_report import DAY, FLOW, NASTY, VIBRATION, at, fill, incident, pumps, readings, silence, table
 from tests.pipeline.test_report import workspace as workspace_of
 
+FOUND = incident("pump-1", at("14:00"), at("15:00"), VIBRATION, FLOW)
+
 
 @pytest.fixture
 def night(tmp_path: Path) -> Workspace:
     """Two pumps, of which one has an incident and the other fell silent, as the calendar knew it would."""
     ws = workspace_of(tmp_path, pumps(zone="Europe/Berlin"))
     planned = silence("pump-2", at("20:00"), at("21:00")) | {"reason": "seal change"}
-    found = incident("pump-1", at("14:00"), at("15:00"), VIBRATION, FLOW)
-    fill(ws, readings(ws.dataset, ["pump-1", "pump-2"]), [found, planned])
+    fill(ws, readings(ws.dataset, ["pump-1", "pump-2"]), [FOUND, planned])
     return ws
 
 
@@ -48,7 +49,7 @@ def test_incidents_stand_in_a_table_in_words(night: Workspace, monkeypatch: pyte
     )  # fmt: skip
     assert (worst["severity"], worst["drivers"]) == (2.0, "vibration (62 %) and flow (38 %)")
     assert (worst["how rare"], worst["state"]) == ("about once in 50,000 normal steps", "open")
-    assert worst["link"].startswith("http://airflow:8080/nightsift/incidents/pumps/2026-03-25/pump-1")
+    assert worst["link"] == links.incident_link("pumps", DAY, FOUND["incident_id"])
     assert (silent["drivers"], silent["planned"], silent["severity"]) == ("sent nothing", "seal change", None)
 
 
@@ -64,7 +65,7 @@ def test_at_most_fifty_incidents_stand_in_the_table_with_their_verdicts(night: W
 def test_incidents_are_counted_by_what_is_known_of_them(night: Workspace) -> None:
     """Planned are those that the calendar explains, open those of the others that nobody judged."""
     assert logbook.incident_counts(night, DAY) == {"incidents_planned": 1.0, "incidents_open": 1.0}
-    record(night, f"pump-1 {at('14:00')}", "dismissed", "", "ann")
+    record(night, FOUND["incident_id"], "dismissed", "", "ann")
     assert logbook.incident_counts(night, DAY) == {"incidents_planned": 1.0, "incidents_open": 0.0}
 
 
