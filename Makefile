@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 COMPOSE ?= docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve env up test pictures lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
+.PHONY: help setup demo serve env up test pictures reference lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -60,6 +60,9 @@ test: $(READY) $(TORCH)  ## Run all tests
 
 pictures: $(READY)  ## Take the pictures of docs/pictures anew (needs chromium)
 	@NIGHTSIFT_PICTURES=docs/pictures $(BIN)/python -m pytest tests/browser
+
+reference: $(READY)  ## Write docs/configuration.md and docs/dataset.schema.json from the model of the YAML
+	@$(BIN)/python -m pipeline.reference
 
 lint: $(READY)  ## Check style (ruff) and types (mypy)
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -449,26 +449,28 @@ def missing(
         raise typer.Exit(1)
 
 
-@command(NIGHT, "nightsift notify pumps --day 2024-01-31 --dry-run")
+@command(NIGHT, "nightsift notify pumps --dry-run", "nightsift notify pumps --day 2024-01-31")
 def notify(
     name: Name,
-    day: Day,
+    day: Latest = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent now; send nothing")] = False,
     home: HomeDir = None,
     datasets: Datasets = None,
     as_json: Json = False,
 ) -> None:
-    """Tell those whom the YAML names what they have not heard of a day, as the night does."""
+    """Tell those whom the YAML names what they have not heard of a night."""
     from pipeline.notify import notify as run
     from pipeline.notify import preview
 
     ws = _open(name, home, datasets)
+    night = _past(ws, day)
     if dry_run:
-        seen = preview(ws, _day(day))
+        seen = preview(ws, night)
         show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
         return
-    told = run(ws, _day(day))
-    show(asdict(told), as_json, f"{name} {day}: {told.incidents} incidents, {told.news} of them new, "
+    with working(as_json):
+        told = run(ws, night)
+    show(asdict(told), as_json, f"{name} {night}: {told.incidents} incidents, {told.news} of them new, "
          f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
 
 
@@ -550,31 +552,6 @@ def _nothing(ws: "Workspace", first: date, last: date, everything: "pl.DataFrame
                 f"{last + timedelta(days=1)}")  # fmt: skip
     some = f" ({scored} of {nights} nights are scored)" if scored < nights else ""
     return f"nothing abnormal in {name} {when}{some}; what was looked at: nightsift report {name} --day {last}"
-
-
-@command(NIGHT, "nightsift notify pumps --dry-run", "nightsift notify pumps --day 2024-01-31")
-def notify(
-    name: Name,
-    day: Latest = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print what would be sent now; send nothing")] = False,
-    home: HomeDir = None,
-    datasets: Datasets = None,
-    as_json: Json = False,
-) -> None:
-    """Tell those whom the YAML names what they have not heard of a night."""
-    from pipeline.notify import notify as run
-    from pipeline.notify import preview
-
-    ws = _open(name, home, datasets)
-    night = _past(ws, day)
-    if dry_run:
-        seen = preview(ws, night)
-        show([asdict(one) for one in seen], as_json, *(line for one in seen for line in one.lines))
-        return
-    with working(as_json):
-        told = run(ws, night)
-    show(asdict(told), as_json, f"{name} {night}: {told.incidents} incidents, {told.news} of them new, "
-         f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
 
 
 @command(LOOK, "nightsift report pumps --open", "nightsift report pumps --day 2024-01-31")
