@@ -162,6 +162,10 @@ class Found:
             self.incidents.row(after, named=True) if after < len(self.incidents) else None,
         )
 
+    def first_open(self) -> dict[str, Any] | None:
+        """The first of these on which there is no verdict; None where all are judged."""
+        return next(self.incidents.filter(state=OPEN).head(1).iter_rows(named=True), None)
+
 
 def find(question: Question, names: Iterable[str], opened: Callable[[str], Workspace]) -> Found:
     """The incidents of the datasets `names` that fit the question.

@@ -22,6 +22,7 @@ from pathlib import Path
 from pipeline.airflow_rest import AirflowRest, Run, RunStatus
 from pipeline.config import Home
 from pipeline.errors import NightsiftError
+from pipeline.links import MLFLOW_VIEW
 from pipeline.processes import Processes, terminable, undisturbed
 
 HOST = "127.0.0.1"
@@ -258,7 +259,7 @@ def serve(
     with contextlib.suppress(KeyboardInterrupt), local_airflow(home, datasets, mlflow=True, say=say) as airflow:
         ready(airflow)
         say(f"Airflow: {airflow.url}  user {USER}, password in {airflow.setup.password_file}")
-        say(f"MLflow:  {airflow.setup.mlflow_url} (choose Model training at its top left; the browser remembers it)")
+        say(f"MLflow:  {airflow.setup.mlflow_url}/#/experiments?{MLFLOW_VIEW}")
         say("Ctrl-C stops both")
         while True:
             airflow.check()

@@ -181,6 +181,7 @@ def render_one(ws: Workspace, row: Mapping[str, Any], reader: Reader, found: Fou
         csv=f"{here}/rows.csv",
         before=_beside(before, reader, query),
         after=_beside(after, reader, query),
+        next_open="" if row["state"] == OPEN else _beside(found.first_open(), reader, query),
         query=query,
         longest=LONGEST_NOTE,
         judging=dataset.name in reader.judges,

@@ -187,6 +187,18 @@ def test_a_verdict_given_on_the_page_stays_there_and_can_be_withdrawn(house: Hou
     assert latest_verdicts(house.ws).is_empty()
 
 
+def test_after_a_verdict_the_next_open_incident_is_a_click_away(house: House) -> None:
+    """One leads to the other until all are judged."""
+    here, seen = address(house, "pump-1"), []
+    while here not in seen:
+        seen.append(here)
+        house.post(f"{here}/verdict", data={"verdict": "confirmed", "stay": "1"})
+        onward = re.search(r'rel="next" href="/nightsift([^"]+)">the next open one<', house.get(here).text)
+        here = onward[1] if onward else here
+    assert sorted(seen) == sorted(address(house, entity) for entity in ids(house.ws))
+    assert len(latest_verdicts(house.ws)) == 3
+
+
 @pytest.mark.parametrize(
     ("form", "words"),
     [
