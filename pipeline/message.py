@@ -112,6 +112,6 @@ def _markdown_link(label: str, url: str) -> str:
 
 def _html(message: Message) -> str:
     """A page; addresses are shown, for the plain text that Apprise makes of it has no others."""
-    from pipeline.report import environment
+    from pipeline.rendering import environment
 
     return environment().get_template("message.html.jinja").render(message=message)

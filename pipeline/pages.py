@@ -4,25 +4,22 @@ What they say comes from `pipeline.browse` and the tables, how they look from th
 a `Reader`. They hold no clock: the same tables give the same bytes.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 import polars as pl
-from markupsafe import Markup
 
 from pipeline import words
 from pipeline.browse import MOST_NIGHTS, NIGHTS, SORTS, Found, Question
 from pipeline.config import Dataset
 from pipeline.links import PREFIX, incident_path
-from pipeline.report import environment, reach, read_entry, surroundings
+from pipeline.rendering import digest, environment
+from pipeline.report import reach, read_entry, surroundings
 from pipeline.review import KINDS, LONGEST_NOTE, OPEN, STATES, WITHDRAWN, history
 from pipeline.tables import EVERYONE, incidents_schema, landing_schema
 from pipeline.workspace import Workspace
@@ -220,20 +217,13 @@ def render_message(title: str, sentence: str, reader: Reader, link: tuple[str, s
 
 
 def _page(name: str) -> Any:
-    return environment().get_template(name, globals={"inline": inline})
-
-
-@cache
-def inline(name: str) -> Markup:
-    """A script of ours, as it stands in a page."""
-    return Markup((Path(__file__).parent / "templates" / name).read_text(encoding="utf-8"))
+    return environment().get_template(name)
 
 
 @cache
 def policy() -> str:
     """What a page may load and run: nothing but its own styles and our scripts; only our own pages may frame it."""
-    digests = (base64.b64encode(hashlib.sha256(inline(name).encode()).digest()).decode() for name in SCRIPTS)
-    ours = " ".join(f"'sha256-{digest}'" for digest in digests)
+    ours = " ".join(f"'{digest(name)}'" for name in SCRIPTS)
     return (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src {ours}; connect-src 'self'; form-action 'self'; "
         "base-uri 'none'; frame-ancestors 'self'"

@@ -5,7 +5,6 @@ holds no clock and no run id, and loads nothing; the one script that it may run 
 same tables, and the same address of Airflow in the environment, give the same bytes.
 """
 
-import base64
 import calendar
 import hashlib
 import uuid
@@ -13,13 +12,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import polars as pl
-from markupsafe import Markup
 
 from pipeline import words
 from pipeline.background import Backgrounds, Moved, Past, past_of, raw_lines, read_backgrounds, read_moved
@@ -43,6 +39,7 @@ from pipeline.ingest import newest_event
 from pipeline.labels import label_rates, with_label_rates
 from pipeline.links import incident_link, incidents_link
 from pipeline.promise import Promise, read_promise
+from pipeline.rendering import environment
 from pipeline.review import OPEN
 from pipeline.score import parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
@@ -241,36 +238,6 @@ def _drifted(facts: ReportFacts) -> Iterator[Drifted]:
             strip(moved.nights),
             f"drifted in {nights} of the {len(moved.nights)} up to {facts.day}",
         )
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """The templates of all pages; what comes from data is escaped."""
-    folder = Path(__file__).parent / "templates"
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"tight": tight, "plain": plain}
-    script = (folder / "chart.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment.globals |= {"script": Markup(script), "script_digest": f"sha256-{digest}"}
-    return environment
-
-
-def tight(text: str) -> str:
-    """`text` without a line break between a number and its sign, or a time and its zone."""
-    for sign in (" %", " ×", " UTC"):
-        text = text.replace(sign, f"\N{NO-BREAK SPACE}{sign[1:]}")
-    return text
-
-
-def plain(value: float, digits: int = 6) -> str:
-    """A number of so many significant digits, for a script to read back."""
-    return f"{value:.{digits}g}"
 
 
 def _chance(facts: ReportFacts, incidents: int) -> str:

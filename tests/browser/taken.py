@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[2]
 # What draws the pages: templates, the modules that choose words and figures, and the facts that the tests make up.
 DRAWS = (
     "pipeline/templates/*",
+    "pipeline/rendering.py",
     "pipeline/report.py",
     "pipeline/background.py",
     "pipeline/chart.py",

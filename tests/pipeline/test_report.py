@@ -13,9 +13,9 @@ import pytest
 
 from pipeline.errors import NightsiftError
 from pipeline.incidents import incident_id
+from pipeline.rendering import environment
 from pipeline.report import (
     MOST_CARDS,
-    environment,
     is_reported,
     join_scores,
     read_entry,

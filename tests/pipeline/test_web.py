@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from pipeline.pages import SCRIPTS, inline, policy
+from pipeline.pages import SCRIPTS, policy
+from pipeline.rendering import inline
 from pipeline.review import LONGEST_NOTE, history, latest_verdicts, read_reviewed
 from pipeline.web import MOST_BODY, make_app
 from pipeline.workspace import Workspace, open_workspace
