@@ -245,7 +245,7 @@ def test_a_sheet_can_be_piped(ws: Workspace, run: Run, monkeypatch: pytest.Monke
 @pytest.fixture
 def unlogged(monkeypatch: pytest.MonkeyPatch) -> None:
     """A night that is reported, but taken to no MLflow."""
-    monkeypatch.setattr(night, "log_night", lambda ws, day: {})
+    monkeypatch.setattr(night, "log_night", lambda *_: {})
 
 
 @pytest.mark.usefixtures("unlogged")
