@@ -643,11 +643,13 @@ def review(
             _export(ws, found, target, as_json)
         elif as_json:
             show(found.to_dicts(), as_json)
-        elif len(found) and _interactive():
-            _walk(ws, found, by)
         else:
-            _list(ws, first, last, found, everything)
-            _go_on(name, found, first, last)
+            if len(found) and _interactive():
+                _walk(ws, found, by)
+            else:
+                _list(ws, first, last, found, everything)
+                _go_on(name, found, first, last)
+            _tell_lost(ws)
 
 
 def _interactive() -> bool:
@@ -695,6 +697,19 @@ def _go_on(name: str, found: "pl.DataFrame", first: date, last: date) -> None:
              f"or many:    nightsift review {name} {again} --export open.csv")  # fmt: skip
     else:
         show(None, False, f"earlier nights: nightsift review {name} --nights 28")
+
+
+def _tell_lost(ws: "Workspace") -> None:
+    """Each verdict that still counts on an incident that is gone, and how to take it back."""
+    from pipeline.review import read_lost
+    from pipeline.words import clean_text
+
+    name = ws.dataset.name
+    for row in read_lost(ws).iter_rows(named=True):
+        incident = row["incident_id"]
+        which = f"incident {incident} of {clean_text(row['entity'])} on {row['day']}"
+        show(None, False, f"{which} is {row['verdict']} and gone, as its night was scored again; to take that back: "
+             f"nightsift review {name} {incident} withdrawn")  # fmt: skip
 
 
 def _export(ws: "Workspace", found: "pl.DataFrame", target: str, as_json: bool) -> None:

@@ -16,7 +16,7 @@ import polars as pl
 
 from pipeline import figures, links, words
 from pipeline.config import Dataset
-from pipeline.review import OPEN, latest_verdicts, with_state
+from pipeline.review import OPEN, read_states
 from pipeline.score import units_of
 from pipeline.state import State, state_of, states
 from pipeline.tables import canonical_schema, drifts_schema, incidents_schema, scores_schema
@@ -175,7 +175,7 @@ def _used(ws: Workspace, table: str, made: Sequence[State], context: str, rows: 
 def incident_counts(ws: Workspace, day: date) -> dict[str, float]:
     """How many of the night's incidents the calendar explains, and of how many of the others nobody has judged yet."""
     rows = ws.lake.scan("incidents", incidents_schema(), day, day).collect()
-    reviewed = with_state(rows, latest_verdicts(ws))
+    reviewed = read_states(ws, rows)
     planned = pl.col("reason").is_not_null()
     open_ones = reviewed.filter(~planned & (pl.col("state") == OPEN))
     return {"incidents_planned": float(len(rows.filter(planned))), "incidents_open": float(len(open_ones))}
@@ -183,7 +183,7 @@ def incident_counts(ws: Workspace, day: date) -> dict[str, float]:
 
 def incidents_table(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     """The first `TOP` incidents of the night as the report ranks them, in words, with their verdicts."""
-    top = with_state(words.ranked(incidents).head(TOP), latest_verdicts(ws))
+    top = read_states(ws, words.ranked(incidents).head(TOP))
     columns = ("entity", "from", "to", "severity", "drivers", "how rare", "state", "planned", "link")
     rows = [_incident_row(ws.dataset, day, row) for row in top.iter_rows(named=True)]
     kinds = {name: pl.Float64 if name == "severity" else pl.String for name in columns}

@@ -7,8 +7,8 @@ history. A verdict that was given by mistake is withdrawn, which makes the incid
 import csv
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -49,49 +49,94 @@ def record_all(
 ) -> list[dict[str, Any]]:
     """Append verdicts in one commit, all or none, and return what stands in the table of each.
 
-    What the same reviewer has said last of an incident already is not said twice. Raises `ConfigError` for an unknown
-    incident or verdict, a note that is too long, or a withdrawal where there is no verdict.
+    What the same reviewer has said last of an incident already is not said twice. What stands under an earlier id of
+    the incident is withdrawn by what is said now, so that one verdict counts. An incident that is gone since can only
+    have its verdict withdrawn.
+
+    Raises `ConfigError` for an unknown incident or verdict, a note that is too long, or a withdrawal where there is no
+    verdict.
     """
-    known, latest = _known(ws, said), {row["incident_id"]: row for row in _latest(ws).iter_rows(named=True)}
-    entries, new = [], []
-    for each in said:
-        before, note = latest.get(each.incident), each.note.strip()
-        _check(each, before)
-        if before and (before["verdict"], before["note"], before["reviewer"]) == (each.verdict, note, reviewer):
-            entries.append(before)
-            continue
-        row = known[each.incident] | {
-            "verdict": each.verdict, "note": note, "reviewer": reviewer, "reviewed_at": now or datetime.now(UTC)
-        }  # fmt: skip
-        latest[each.incident] = row
-        entries.append(row)
-        new.append(row)
+    before, entries, new = _read_before(ws, {each.incident for each in said}), list[dict[str, Any]](), []
+    for each in map(_tidy, said):
+        _check(ws, each, before)
+        by = {"reviewer": reviewer, "reviewed_at": now or datetime.now(UTC)}
+        rows = [other | {"verdict": WITHDRAWN, "note": ""} | by for other in before.elsewhere(each.incident)]
+        entry = before.latest.get(each.incident)
+        if entry is None or (entry["verdict"], entry["note"], entry["reviewer"]) != (each.verdict, each.note, reviewer):
+            entry = before.place(each.incident) | {"verdict": each.verdict, "note": each.note} | by
+            rows.append(entry)
+        before.latest.update({row["incident_id"]: row for row in rows})
+        entries.append(entry)
+        new += rows
     if new:
         ws.lake.append("verdicts", pl.DataFrame(new, schema=verdicts_schema()))
     return entries
 
 
-def _known(ws: Workspace, said: Sequence[Verdict]) -> dict[str, dict[str, Any]]:
-    """Of each incident what a verdict keeps of it, as its last day tells it; raises `ConfigError` for unknown ones."""
-    ids = sorted({each.incident for each in said})
-    rows = ws.lake.scan("incidents", incidents_schema()).filter(pl.col("incident_id").is_in(ids)).sort("day")
-    found = rows.select("day", "incident_id", "entity", "start", "end").collect()
-    known = {row["incident_id"]: row for row in found.iter_rows(named=True)}
-    if missing := [name for name in ids if name not in known]:
-        raise ConfigError(
-            f"{ws.dataset.name} has no incident {missing[0]!r}; list them: nightsift incidents {ws.dataset.name}"
-        )
-    return known
+def _tidy(said: Verdict) -> Verdict:
+    """The verdict with its note as it is kept: lines end as they do here, whatever a form or a spreadsheet sends."""
+    return replace(said, note=said.note.replace("\r\n", "\n").strip())
 
 
-def _check(said: Verdict, before: Mapping[str, Any] | None) -> None:
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What is known of some incidents before something is said of them.
+
+    incidents: by id, what a verdict keeps of each, as its last day tells it; none for what is no incident
+    latest: by id, the latest that was said of any incident, withdrawals included
+    moved: by id, the ids that the incident had when something was said of it
+    """
+
+    incidents: Mapping[str, Mapping[str, Any]]
+    latest: dict[str, dict[str, Any]]
+    moved: Mapping[str, Sequence[str]]
+
+    def place(self, incident: str) -> dict[str, Any]:
+        """What a verdict on the incident keeps of it."""
+        known = self.incidents.get(incident) or self.latest[incident]
+        return {name: known[name] for name in ("day", "incident_id", "entity", "start", "end")}
+
+    def elsewhere(self, incident: str) -> list[dict[str, Any]]:
+        """The verdicts that stand under earlier ids of the incident."""
+        said = (self.latest[name] for name in self.moved.get(incident, ()))
+        return [row for row in said if row["verdict"] != WITHDRAWN]
+
+
+def _read_before(ws: Workspace, ids: Collection[str]) -> _Before:
+    known, latest = _known(ws, ids), _latest(ws)
+    moved = moved_from(known, _orphans(ws, latest)).group_by("incident_id").agg("said_id")
+    return _Before(
+        {row["incident_id"]: row for row in known.iter_rows(named=True)},
+        {row["incident_id"]: row for row in latest.iter_rows(named=True)},
+        dict(moved.iter_rows()),
+    )
+
+
+def _known(ws: Workspace, ids: Collection[str]) -> pl.DataFrame:
+    """Those of the ids that are incidents, each as its last day tells it."""
+    rows = ws.lake.scan("incidents", incidents_schema()).filter(pl.col("incident_id").is_in(list(ids))).sort("day")
+    found = rows.select("day", "incident_id", "entity", "kind", "start", "end").collect()
+    return found.unique("incident_id", keep="last", maintain_order=True)
+
+
+def _check(ws: Workspace, said: Verdict, before: _Before) -> None:
+    if said.incident not in before.incidents and said.incident not in before.latest:
+        raise _unknown(ws, said.incident)
     if said.verdict not in (*VERDICTS, WITHDRAWN):
         raise ConfigError(f"{said.verdict!r} is no verdict; say {', '.join(VERDICTS)} or {WITHDRAWN}")
+    if said.incident not in before.incidents and said.verdict != WITHDRAWN:
+        raise ConfigError(f"{ws.dataset.name} has incident {said.incident} no more, as the night was scored again; the "
+                          f"verdict on it can only be {WITHDRAWN}")  # fmt: skip
     if len(said.note) > LONGEST_NOTE:
         raise ConfigError(f"the note on incident {said.incident} has {len(said.note):,} characters; at most "
                           f"{LONGEST_NOTE:,} are kept")  # fmt: skip
-    if said.verdict == WITHDRAWN and before is None:
+    if said.verdict == WITHDRAWN and said.incident not in before.latest and not before.elsewhere(said.incident):
         raise ConfigError(f"there is no verdict on incident {said.incident} that could be withdrawn")
+
+
+def _unknown(ws: Workspace, incident: str) -> ConfigError:
+    name = ws.dataset.name
+    return ConfigError(f"{name} has no incident {clean_text(incident)!r}; list them: nightsift incidents {name}")
 
 
 def confirmed(ws: Workspace) -> pl.DataFrame:
@@ -121,44 +166,77 @@ def _judged(ws: Workspace, verdict: str) -> pl.DataFrame:
 
 
 def history(ws: Workspace, incident: str) -> pl.DataFrame:
-    """All that was ever said of an incident, withdrawals included, the latest first."""
-    rows = ws.lake.scan("verdicts", verdicts_schema()).filter(pl.col("incident_id") == incident)
-    return rows.sort("reviewed_at", descending=True).collect()
+    """All that was ever said of an incident, under whichever id, withdrawals included, the latest first.
+
+    That a verdict took another one's place, under an earlier id, is no withdrawal of its own.
+    """
+    earlier = moved_from(_known(ws, [incident]), _orphans(ws, _latest(ws)))["said_id"]
+    mine = pl.col("incident_id") == incident
+    rows = ws.lake.scan("verdicts", verdicts_schema()).filter(mine | pl.col("incident_id").is_in(earlier.implode()))
+    said = rows.sort("reviewed_at", descending=True).collect()
+    replacing = said.filter(mine)["reviewed_at"].implode()
+    return said.filter(mine | (pl.col("verdict") != WITHDRAWN) | ~pl.col("reviewed_at").is_in(replacing))
 
 
 def read_reviewed(ws: Workspace, first: date, last: date) -> pl.DataFrame:
     """The incidents from `first` to `last` as `read_incidents` gives them, with their state, as `with_state` has it."""
-    return with_state(read_incidents(ws, first, last), latest_verdicts(ws))
+    return read_states(ws, read_incidents(ws, first, last))
 
 
-def with_state(incidents: pl.DataFrame, verdicts: pl.DataFrame) -> pl.DataFrame:
+def read_states(ws: Workspace, incidents: pl.DataFrame) -> pl.DataFrame:
+    """A part of the table `incidents`, with their state, as `with_state` has it."""
+    verdicts = latest_verdicts(ws)
+    return with_state(incidents, verdicts, _orphans(ws, verdicts))
+
+
+def read_lost(ws: Workspace) -> pl.DataFrame:
+    """The verdicts that count on what is no incident any more, under no id: a night was scored again since."""
+    orphans = _orphans(ws, latest_verdicts(ws))
+    if orphans.is_empty():
+        return orphans
+    theirs = pl.col("entity").is_in(orphans["entity"].unique().implode())
+    incidents = ws.lake.scan("incidents", incidents_schema()).filter(theirs).collect()
+    return orphans.join(moved_from(incidents, orphans), left_on="incident_id", right_on="said_id", how="anti")
+
+
+def _orphans(ws: Workspace, verdicts: pl.DataFrame) -> pl.DataFrame:
+    """Those of the verdicts whose id no incident of any night has."""
+    return verdicts.join(_known(ws, verdicts["incident_id"].to_list()), on="incident_id", how="anti")
+
+
+def with_state(incidents: pl.DataFrame, verdicts: pl.DataFrame, orphans: pl.DataFrame) -> pl.DataFrame:
     """The incidents with their `state` (open, confirmed, dismissed) and the note, reviewer and time of the verdict.
 
     A verdict is on the incident with its id. Where late data, or another detector, has moved the start of an incident,
-    its id is another: then the latest verdict on an incident of the same entity and kind counts that overlaps it, and
-    is on none of the `incidents` by id. Pure; keeps the order of rows.
+    its id is another: then the latest of the `orphans` counts that is on it, as `moved_from` tells. `orphans` are the
+    verdicts whose id no incident of any night has. Pure; keeps the order of rows.
     """
+    names = ("state", *SAID)
     said = verdicts.select("incident_id", pl.col("verdict").alias("state"), *SAID)
     own = incidents.join(said, on="incident_id", how="left", maintain_order="left")
-    orphans = verdicts.join(incidents, on="incident_id", how="anti")
-    if orphans.is_empty():
-        return own.with_columns(pl.col("state").fill_null(OPEN))
-    kinds = [_kind_of(row) for row in orphans.iter_rows(named=True)]
-    moved = orphans.select(
-        "entity", pl.Series("kind", kinds, dtype=pl.String), pl.col("start").alias("said_start"),
-        pl.col("end").alias("said_end"), pl.col("verdict").alias("state"), *SAID,
-    )  # fmt: skip
-    pairs = own.filter(pl.col("state").is_null()).select("incident_id", "entity", "kind", "start", "end")
-    overlapping = pairs.join(moved, on=["entity", "kind"]).filter(
-        (pl.col("start") <= pl.col("said_end")) & (pl.col("end") >= pl.col("said_start"))
+    moved = moved_from(own.filter(pl.col("state").is_null()), orphans)
+    told = moved.join(
+        orphans.select(pl.col("incident_id").alias("said_id"), pl.col("verdict").alias("state"), *SAID), on="said_id"
     )
-    names = ("state", *SAID)
-    told = overlapping.sort("reviewed_at").group_by("incident_id").agg(pl.col(name).last() for name in names)
-    both = own.join(told, on="incident_id", how="left", maintain_order="left", suffix="_moved")
+    latest = told.sort("reviewed_at", "said_id").group_by("incident_id").agg(pl.col(name).last() for name in names)
+    both = own.join(latest, on="incident_id", how="left", maintain_order="left", suffix="_moved")
     filled = (pl.coalesce(name, f"{name}_moved").alias(name) for name in names)
     return (
         both.with_columns(filled).drop(f"{name}_moved" for name in names).with_columns(pl.col("state").fill_null(OPEN))
     )
+
+
+def moved_from(incidents: pl.DataFrame, orphans: pl.DataFrame) -> pl.DataFrame:
+    """Which incident each of the `orphans` is on, verdicts on ids that are gone: `incident_id` and `said_id`; pure.
+
+    It is on those incidents of the same entity and kind that overlap what it was said of.
+    """
+    kinds = pl.Series("kind", [_kind_of(row) for row in orphans.iter_rows(named=True)], dtype=pl.String)
+    said = orphans.select("entity", kinds, *(pl.col(n).alias(f"said_{n}") for n in ("start", "end")),
+                          pl.col("incident_id").alias("said_id"))  # fmt: skip
+    pairs = incidents.select("incident_id", "entity", "kind", "start", "end").join(said, on=["entity", "kind"])
+    overlapping = (pl.col("start") <= pl.col("said_end")) & (pl.col("end") >= pl.col("said_start"))
+    return pairs.filter(overlapping).select("incident_id", "said_id").unique().sort("incident_id", "said_id")
 
 
 def _kind_of(verdict: Mapping[str, Any]) -> str | None:
@@ -191,7 +269,10 @@ def choose(
 
 def read_one(ws: Workspace, incident: str) -> pl.DataFrame:
     """The incident with that id, as `read_reviewed` gives it on its last day; raises `ConfigError` without one."""
-    day = _known(ws, [Verdict(incident, "")])[incident]["day"]
+    known = _known(ws, [incident])
+    if known.is_empty():
+        raise _unknown(ws, incident)
+    day = known["day"][0]
     return read_reviewed(ws, day, day).filter(incident_id=incident)
 
 
@@ -235,35 +316,25 @@ def read_sheet(ws: Workspace, content: bytes) -> list[Verdict]:
     names each line that cannot be taken as it stands, and why.
     """
     lines = list(_filled(content))
-    known = _ids(ws, {said.incident for _, said in lines})
-    latest = {row["incident_id"]: row for row in _latest(ws).iter_rows(named=True)}
+    before = _read_before(ws, {said.incident for _, said in lines})
     said, wrong = dict[str, tuple[int, Verdict]](), list[str]()
     for number, each in lines:
         first, told = said.setdefault(each.incident, (number, each))
-        if each.incident not in known:
-            problem = f"{ws.dataset.name} has no incident {clean_text(each.incident)!r}"
-        elif told != each:
-            problem = f"line {first} says something else of incident {each.incident}"
-        else:
-            problem = _problem(each, latest.get(each.incident))
+        problem = _problem(ws, each, before)
+        if told != each:
+            problem = f"line {first} says something else of incident {clean_text(each.incident)}"
         wrong += [f"line {number}: {problem}"] if problem else []
     if wrong:
         raise ConfigError("\n".join([*wrong, "nothing was recorded; mend these lines and import the file again"]))
     return [each for _, each in said.values()]
 
 
-def _problem(said: Verdict, before: Mapping[str, Any] | None) -> str:
+def _problem(ws: Workspace, said: Verdict, before: _Before) -> str:
     try:
-        _check(said, before)
+        _check(ws, said, before)
     except ConfigError as error:
         return str(error)
     return ""
-
-
-def _ids(ws: Workspace, ids: set[str]) -> set[str]:
-    """Those of the ids that are incidents."""
-    rows = ws.lake.scan("incidents", incidents_schema()).filter(pl.col("incident_id").is_in(list(ids)))
-    return set(rows.select("incident_id").collect()["incident_id"])
 
 
 def _filled(content: bytes) -> Iterator[tuple[int, Verdict]]:
@@ -281,9 +352,9 @@ def _filled(content: bytes) -> Iterator[tuple[int, Verdict]]:
         for cells in reader:
             row = dict(zip(names, cells, strict=False))
             incident, verdict = (as_written(row.get(name, "").strip()).casefold() for name in ("id", "verdict"))
-            note = as_written(row.get("note", "").strip()).replace("\r\n", "\n").strip()
+            note = as_written(row.get("note", "").strip())
             if verdict or note:
-                yield number, Verdict(incident, verdict, note)
+                yield number, _tidy(Verdict(incident, verdict, note))
             number = reader.line_num + 1
     except csv.Error as error:
         raise ConfigError(f"line {reader.line_num}: {error}; save the file as CSV and import it again") from error

@@ -211,6 +211,17 @@ def test_review_lists_what_is_open_where_there_is_no_terminal(ws: Workspace, run
     assert json.loads(run("review", "pumps", first, "--json")[1])["state"] == "confirmed"
 
 
+def test_a_verdict_on_what_is_gone_is_told_and_taken_back(ws: Workspace, run: Run) -> None:
+    """With the command, until somebody has run it; by then it steers no training."""
+    gone = ids(ws)[0]
+    run("review", "pumps", gone, "confirmed")
+    ws.lake.replace("incidents", DAY, table([silence("pump-9", at("06:00"), at("08:00"))], incidents_schema()))
+    take_back = f"nightsift review pumps {gone} withdrawn"
+    assert take_back in run("review", "pumps")[1]
+    assert run(*take_back.split()[1:])[0] == 0
+    assert "withdrawn" not in run("review", "pumps")[1]
+
+
 def test_verdicts_go_out_and_come_back_in_a_file(ws: Workspace, run: Run, tmp_path: Path) -> None:
     """The file opens in a spreadsheet; it is not overwritten, imports once, and imports nothing if a line is bad."""
     file = tmp_path / "open.csv"
