@@ -10,7 +10,7 @@ import polars as pl
 
 from pipeline.config import Dataset
 from pipeline.links import incident_link
-from pipeline.review import OPEN, WITHDRAWN, history, latest_verdicts, record
+from pipeline.review import LONGEST_NOTE, OPEN, WITHDRAWN, history, latest_verdicts, record
 from pipeline.terminal import Column, wrapped
 from pipeline.words import (
     MONTHS,
@@ -123,9 +123,8 @@ def _driver(driver: Mapping[str, Any], dataset: Dataset) -> str:
 def _said(ws: Workspace, incident: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """What was said of the incident, then what counts of others of its entity; the latest first."""
     own = history(ws, incident["incident_id"])
-    theirs = latest_verdicts(ws).filter(
-        (pl.col("entity") == incident["entity"]) & (pl.col("incident_id") != incident["incident_id"])
-    )
+    ids = [incident["incident_id"], *own["incident_id"]]
+    theirs = latest_verdicts(ws).filter((pl.col("entity") == incident["entity"]) & ~pl.col("incident_id").is_in(ids))
     for label, said in (("verdicts", own), ("earlier", theirs.sort("reviewed_at", descending=True))):
         for n, row in enumerate(said.head(NAMED).iter_rows(named=True)):
             begun = "" if label == "verdicts" else f"{_local(row['start'], ws.dataset)}: "
@@ -174,9 +173,11 @@ def walk(
 
 
 def _restore(ws: Workspace, incident: Mapping[str, Any], reviewer: str) -> None:
-    """Give the incident the state back that it had before the walk."""
-    before = WITHDRAWN if incident["state"] == OPEN else incident["state"]
-    record(ws, incident["incident_id"], before, incident["note"] or "", reviewer)
+    """Give the incident the state back that it had before the walk: what was said of it, by whoever has said it."""
+    if incident["state"] == OPEN:
+        record(ws, incident["incident_id"], WITHDRAWN, "", reviewer)
+    else:
+        record(ws, incident["incident_id"], incident["state"], incident["note"] or "", incident["reviewer"])
 
 
 def _answer(tell: Callable[[str], None], key: Callable[[], str], ask: Callable[[str], str]) -> tuple[str, str]:
@@ -188,6 +189,9 @@ def _answer(tell: Callable[[str], None], key: Callable[[], str], ask: Callable[[
             word = KEYS.get(key().lower(), "")
             if word == "note":
                 note = ask("note: ")
+                while len(note) > LONGEST_NOTE:
+                    tell(f"it has {len(note):,} characters; at most {LONGEST_NOTE:,} are kept")
+                    note = ask("note: ")
             elif word:
                 tell(f"→ {word}")
                 return word, note

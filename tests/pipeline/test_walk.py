@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.review import history, read_one, read_reviewed, record
+from pipeline.review import LONGEST_NOTE, history, read_one, read_reviewed, record
 from pipeline.terminal import fit
 from pipeline.walk import in_columns, in_lines, walk
 from pipeline.workspace import Workspace
@@ -167,6 +167,29 @@ def test_undo_takes_back_the_verdict_before(ws: Workspace) -> None:
     found = read_reviewed(ws, DAY, DAY)
     walk(ws, found, "eve", tell=lambda _: None, key=typed("duq"), ask=str)
     assert states(ws)[0] == "confirmed"
+
+
+def test_undo_restores_who_has_said_it(ws: Workspace) -> None:
+    """Eve's walk leaves bob's verdict and note bob's, also where late data has moved the incident since."""
+    first = read_reviewed(ws, DAY, DAY)["incident_id"][0]
+    record(ws, first, "confirmed", "bearing", "bob")
+    moved = incident("pump-1\x1b[2J", at("13:00"), at("15:30"), VIBRATION)
+    fill(ws, readings(ws.dataset, ["pump-1"]), [moved, silence("pump-9", at("06:00"), at("23:00"))])
+    found = read_reviewed(ws, DAY, DAY)
+    walk(ws, found, "eve", tell=lambda _: None, key=typed("duq"), ask=str)
+    names = ("state", "note", "reviewer")
+    assert read_reviewed(ws, DAY, DAY).select(names).row(0) == ("confirmed", "bearing", "bob")
+    told = in_lines(ws, found.row(0, named=True), None)
+    assert "verdicts    confirmed by bob: bearing" in told
+    assert told[-1] == "earlier     no verdict on any other incident of this entity"
+
+
+def test_a_note_that_is_too_long_is_asked_for_again(ws: Workspace) -> None:
+    """The walk goes on, with the note that is short enough."""
+    notes, shown = iter(["x" * (LONGEST_NOTE + 1), "short"]), list[str]()
+    walk(ws, read_reviewed(ws, DAY, DAY), "ann", tell=shown.append, key=typed("nc"), ask=lambda _: next(notes))
+    assert read_reviewed(ws, DAY, DAY)["note"].to_list() == ["short", None, None]
+    assert "it has 2,001 characters; at most 2,000 are kept" in shown
 
 
 def test_an_incident_that_nobody_knows_is_an_error(ws: Workspace) -> None:
