@@ -62,7 +62,9 @@ def test_the_digest_changes_with_what_draws_alone(project: Path) -> None:
     (folder / "report.py").write_text("x = 2\n")
     changed = taken.digest(project)
     (folder / "templates" / "style.css").write_text("a {color: blue}\n")
-    assert len({before, changed, taken.digest(project)}) == 3
+    blue = taken.digest(project)
+    (folder / "templates" / "style.css").write_text("a {color: blue}\n#b {color: red}\n")
+    assert len({before, changed, blue, taken.digest(project)}) == 4
 
 
 def test_every_pattern_of_what_draws_finds_something() -> None:
