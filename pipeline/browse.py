@@ -6,6 +6,7 @@ but `find` and `find_incident` is pure.
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
@@ -27,6 +28,8 @@ PAGE = 50  # incidents on a page
 NIGHTS = 7  # nights that are shown where none are asked for: the latest, and those before it
 MOST_NIGHTS = 400
 SORTS = ("severity", "time")
+EDGES = date(1900, 1, 1), date(2200, 12, 31)  # beyond them no night is asked for, and a calendar may end
+_FOLDERS = re.compile(r"""(?<![\w./])(?:\w+:/)?/[^\s'"]*/""")  # in a sentence
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,17 @@ def read_question(query: Mapping[str, str]) -> Question:
 
 def _day(given: Mapping[str, str], name: str) -> date | None:
     try:
-        return date.fromisoformat(given[name]) if name in given else None
+        return bounded(date.fromisoformat(given[name])) if name in given else None
     except ValueError as error:
         raise ConfigError(f"{name} is a day such as 2026-01-31, not {given[name]!r}") from error
+
+
+def bounded(day: date) -> date:
+    """The day; raises `ConfigError` for one that lies beyond `EDGES`."""
+    first, last = EDGES
+    if not first <= day <= last:
+        raise ConfigError(f"{day} is no day between {first} and {last}")
+    return day
 
 
 def _least(given: Mapping[str, str]) -> float | None:
@@ -125,16 +136,21 @@ class Found:
     """The answer to a question.
 
     incidents: all that fit, in order: the columns of the table, `dataset`, and state, note, reviewer, reviewed_at
-    states: how many there are in each state, whichever state was asked for
+    everything: all that fit, whichever state was asked for
     nights: the first and last night that were looked at; None where nothing was ever scored
     trouble: a sentence for each dataset that could not be read
     """
 
     question: Question
     incidents: pl.DataFrame
-    states: Mapping[str, int]
+    everything: pl.DataFrame
     nights: tuple[date, date] | None
     trouble: tuple[str, ...] = ()
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many there are in each state, whichever state was asked for."""
+        return dict(self.everything.group_by("state").len().iter_rows())
 
     @property
     def pages(self) -> int:
@@ -149,6 +165,11 @@ class Found:
     def shown(self) -> pl.DataFrame:
         """The incidents of the page that is shown."""
         return self.incidents.slice((self.page - 1) * PAGE, PAGE)
+
+    def judged(self, dataset: str, incident: str) -> dict[str, Any] | None:
+        """The incident, also where its verdict has taken it out of the state that was asked for; None without it."""
+        one = self.everything.filter(dataset=dataset, incident_id=incident)
+        return one.row(0, named=True) if len(one) else None
 
     def beside(self, dataset: str, incident: str) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The incidents before and after one of these, in their order; None where there is none."""
@@ -182,7 +203,7 @@ def find(question: Question, names: Iterable[str], opened: Callable[[str], Works
                 continue
             found = fitting(read_reviewed(ws, *asked), question)
         except NightsiftError as error:
-            trouble.append(f"{name} is not shown: {error}")
+            trouble.append(f"{name} is not shown: {for_visitors(error)}")
         except UNREADABLE:
             log.exception("The tables of %s could not be read", name)
             trouble.append(f"{name} is not shown: its tables could not be read; the API server's log says why")
@@ -194,10 +215,18 @@ def find(question: Question, names: Iterable[str], opened: Callable[[str], Works
     return Found(
         question,
         ordered(mine, question.sort),
-        dict(all_states.group_by("state").len().iter_rows()),
+        all_states,
         (min(first for first, _ in nights), max(last for _, last in nights)) if nights else None,
         tuple(trouble),
     )
+
+
+def for_visitors(error: NightsiftError) -> str:
+    """What the error says, without the folders of the server; where it names some, the log has it whole."""
+    told = _FOLDERS.sub("", str(error))
+    if told != str(error):
+        log.warning("%s", error)
+    return told
 
 
 def _nothing() -> pl.DataFrame:

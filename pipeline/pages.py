@@ -20,7 +20,7 @@ from pipeline.config import Dataset
 from pipeline.links import PREFIX, incident_path
 from pipeline.rendering import digest, environment
 from pipeline.report import reach, read_entry, surroundings
-from pipeline.review import KINDS, LONGEST_NOTE, OPEN, STATES, WITHDRAWN, history
+from pipeline.review import KINDS, LONGEST_NOTE, OPEN, STATES, WITHDRAWN, harmless, history
 from pipeline.tables import EVERYONE, incidents_schema, landing_schema
 from pipeline.workspace import Workspace
 
@@ -72,20 +72,21 @@ class Row:
 
 
 def render_list(found: Found, datasets: Mapping[str, Dataset], reader: Reader, said: str = "") -> str:
-    """The list; `said` is the id of the incident on which a verdict was just recorded, if one was.
+    """The list; `said` is the incident on which a verdict was just recorded, if one was: `DATASET.ID`.
 
     `datasets` are those of the incidents that are found.
     """
     question = found.question
     rows = [_row(row, datasets[row["dataset"]], question, reader) for row in found.shown().iter_rows(named=True)]
-    just = found.incidents.filter(pl.col("incident_id") == said).head(1) if said else pl.DataFrame()
+    name, _, incident = said.rpartition(".")
+    just = found.judged(name, incident) if said else None
     return _page("incidents.html.jinja").render(
         title="Incidents",
         reader=reader,
         question=question,
         found=found,
         rows=rows,
-        just=None if just.is_empty() else _row(just.row(0, named=True), datasets[just["dataset"][0]], question, reader),
+        just=None if just is None else _row(just, datasets[name], question, reader),
         summary=summary(found),
         tabs=list(_tabs(found)),
         kinds=KINDS,
@@ -100,8 +101,8 @@ def render_list(found: Found, datasets: Mapping[str, Dataset], reader: Reader, s
 
 def render_wrong(question: Question, reader: Reader, why: str) -> str:
     """The list of nothing, with the sentence that says why the question cannot be answered."""
-    nothing = Found(question, pl.DataFrame(schema={"incident_id": pl.String}), {}, None, (why,))
-    return render_list(nothing, {}, reader)
+    nothing = pl.DataFrame(schema=dict.fromkeys(("dataset", "incident_id", "state"), pl.String))
+    return render_list(Found(question, nothing, nothing, None, (why,)), {}, reader)
 
 
 def summary(found: Found) -> str:
@@ -246,7 +247,6 @@ def raw_rows(ws: Workspace, row: Mapping[str, Any]) -> pl.DataFrame:
 
 
 def harmless_csv(frame: pl.DataFrame) -> str:
-    """The frame as CSV; text that a spreadsheet would take for a formula is kept from being one by an apostrophe."""
-    text = pl.col(pl.String)
-    guarded = pl.when(text.str.contains(r"^\s*[=+\-@]")).then("'" + text).otherwise(text)
-    return frame.with_columns(guarded.name.keep()).write_csv(datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ")
+    """The frame as CSV for spreadsheets: `harmless`, and with a mark at its beginning by which they know UTF-8."""
+    guarded = frame.with_columns(pl.col(pl.String).map_elements(harmless, return_dtype=pl.String))
+    return guarded.write_csv(include_bom=True, datetime_format="%Y-%m-%dT%H:%M:%S%.6fZ")

@@ -201,7 +201,7 @@ class Pages:
         if form.get("stay"):
             address = self._reader(request).incident(ws.dataset.name, row["day"], row["incident_id"])
         else:
-            back = "&".join(filter(None, [back, urlencode({"said": said["incident_id"]})]))
+            back = "&".join(filter(None, [back, urlencode({"said": f"{ws.dataset.name}.{said['incident_id']}"})]))
             address = f"{_root(request)}/incidents"
         return RedirectResponse(f"{address}?{back}" if back else address, 303)
 
@@ -230,7 +230,7 @@ class Pages:
         try:
             text = file.read_text(encoding="utf-8") if file.is_file() else render_report(read_facts(ws, day))
         except NightsiftError as error:
-            raise HTTPException(404, f"{error}.") from error
+            raise HTTPException(404, f"{browse.for_visitors(error)}.") from error
         return HTMLResponse(text, headers={"Content-Security-Policy": REPORT_POLICY})
 
     def _reader(self, request: Request) -> Reader:
@@ -292,7 +292,9 @@ def _airflow(request: Request) -> str:
 
 def _day(request: Request) -> date:
     try:
-        return date.fromisoformat(request.path_params["day"])
+        return browse.bounded(date.fromisoformat(request.path_params["day"]))
+    except ConfigError as error:
+        raise HTTPException(404, f"{error}.") from error
     except ValueError as error:
         raise HTTPException(404, f"{request.path_params['day']!r} is no day such as 2026-01-31.") from error
 
@@ -308,8 +310,10 @@ def _question(query: str) -> browse.Question:
 def _read_verdicts(sent: Any) -> tuple[str, list[Verdict]]:
     """The dataset, and the verdicts on it; raises whatever another `SHAPE` leads to."""
     name, said = sent["dataset"], sent["verdicts"]
-    if not all(isinstance(text, str) for text in (name, *(text for each in said for text in each.values()))):
+    if not isinstance(said, list):
         raise TypeError
+    for text in (name, *(text for each in said for text in each.values())):
+        str.encode(text)  # raises for what is no text, and for half of a character
     return name, [Verdict(**each) for each in said]
 
 
@@ -328,7 +332,8 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 def _failed(request: Request, error: Exception) -> Response:
-    return _message(request, 400 if isinstance(error, ConfigError) else 503, f"{error}.")
+    assert isinstance(error, NightsiftError)
+    return _message(request, 400 if isinstance(error, ConfigError) else 503, f"{browse.for_visitors(error)}.")
 
 
 def _unreadable(request: Request, error: Exception) -> Response:

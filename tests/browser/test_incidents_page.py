@@ -215,7 +215,7 @@ def test_the_analyst_judges_an_incident_inside_airflow(served: Served, admin: Op
 
 def test_a_verdict_is_one_click_and_so_is_its_way_back(served: Served, admin: OpenPage) -> None:
     """In the list, `nothing` dismisses; the line that says so takes it back, and both are told afterwards."""
-    shown = admin(f"{served.list}?kind=anomaly")
+    shown = admin(f"{served.list}?kind=anomaly&state=open")
     shown.page.get_by_role("button", name="nothing: pump-2").click()
     line = shown.page.locator(".just")
     expect(line).to_contain_text("pump-2")
@@ -227,6 +227,13 @@ def test_a_verdict_is_one_click_and_so_is_its_way_back(served: Served, admin: Op
     assert said["verdict"].to_list() == ["withdrawn", "dismissed"]
     assert set(said["reviewer"]) == {"admin"}
     assert shown.complaints == []
+
+
+def test_the_form_and_the_notices_are_sound(served: Served, open_page: OpenPage, admin: OpenPage) -> None:
+    """Nothing serious for axe in the form of a backfill, nor where nobody is logged in or nothing is there."""
+    admin(f"{served.url}/nightsift/backfill?dataset=pumps").accessible()
+    admin(f"{served.list}/pumps/{DAY}/x").accessible()
+    open_page(served.list).accessible()
 
 
 def test_a_verdict_from_another_site_is_refused(served: Served, logins: dict[str, dict]) -> None:

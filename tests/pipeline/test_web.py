@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
+import polars as pl
 import pytest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,7 +17,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
-from pipeline.pages import SCRIPTS, policy
+from pipeline.pages import SCRIPTS, harmless_csv, policy
 from pipeline.rendering import inline
 from pipeline.review import LONGEST_NOTE, history, latest_verdicts, read_reviewed
 from pipeline.web import MOST_BODY, make_app
@@ -152,10 +153,15 @@ def test_an_incident_is_told_with_its_picture_and_what_to_do_next(house: House) 
 
 
 def test_a_silence_is_told_in_words(house: House) -> None:
-    """It has no picture: nothing came."""
+    """It has no picture, nothing came; and no threshold that a verdict would raise."""
     page = Outline(house.get(address(house, "pump-3")).text)
     assert "Nothing came from pump-3 from 10:10 to 23:00 Asia/Tokyo (12 h 50 min)" in page.text
     assert "figure" not in page.tags
+    assert "raises the threshold" not in page.text
+    assert "A silence has nothing that a training could learn from" in page.text
+    assert (
+        "raises the threshold of pump-1 for what is nothing" in Outline(house.get(address(house, "pump-1")).text).text
+    )
 
 
 def test_a_verdict_is_recorded_under_the_visitors_name_and_shown_again(house: House) -> None:
@@ -165,7 +171,7 @@ def test_a_verdict_is_recorded_under_the_visitors_name_and_shown_again(house: Ho
         address(house, "pump-1", "/verdict"), data={"verdict": "confirmed", "note": NASTY, "back": back}
     )
     assert answer.status_code == 303
-    assert answer.headers["location"] == f"/nightsift/incidents?entity=pump-1&said={ids(house.ws)['pump-1']}"
+    assert answer.headers["location"] == f"/nightsift/incidents?entity=pump-1&said=pumps.{ids(house.ws)['pump-1']}"
     assert (
         "pump-1, 2026-03-25 from 11:00 to 12:00 Asia/Tokyo: confirmed."
         in Outline(house.get(answer.headers["location"].removeprefix("/nightsift")).text).text
@@ -175,6 +181,40 @@ def test_a_verdict_is_recorded_under_the_visitors_name_and_shown_again(house: Ho
     text = Outline(house.get(address(house, "pump-1")).text).text
     assert f"It is confirmed , says anna: {NASTY}." in text
     assert f"{said['reviewed_at'] + timedelta(hours=9):%Y-%m-%d %H:%M} Asia/Tokyo" in text
+
+
+def test_a_verdict_that_ends_the_state_that_is_shown_is_told_and_can_be_undone(house: House) -> None:
+    """The incident is in the list of open ones no more; an id of another dataset, or of nothing, is none."""
+    answer = house.post(address(house, "pump-1", "/verdict"), data={"verdict": "confirmed", "back": "state=open"})
+    shown = Outline(house.get(answer.headers["location"].removeprefix("/nightsift")).text)
+    assert "pump-1, 2026-03-25 from 11:00 to 12:00 Asia/Tokyo: confirmed. undo" in shown.text
+    for said in ("cards." + ids(house.ws)["pump-1"], "x"):
+        assert 'class="just"' not in house.get(f"/incidents?said={said}").text
+
+
+def test_a_moved_incident_is_judged_and_undone_as_any_other(house: House) -> None:
+    """Its page tells what was said of it before late data came, and takes it back."""
+    house.post(address(house, "pump-1", "/verdict"), data={"verdict": "confirmed", "note": "bearing"})
+    fill(house.ws, readings(house.ws.dataset, ["pump-1"]), [incident("pump-1", at("01:00"), at("03:00"), VIBRATION)])
+    told = Outline(house.get(address(house, "pump-1")).text).text
+    assert "It is confirmed , says anna: bearing." in told
+    assert "confirmed by anna" in told
+    assert house.post(address(house, "pump-1", "/verdict"), data={"verdict": "withdrawn"}).status_code == 303
+    assert read_reviewed(house.ws, DAY, DAY)["state"].to_list() == ["open"]
+    assert latest_verdicts(house.ws).is_empty()
+
+
+@pytest.mark.parametrize("day", ["0001-01-01", "1899-12-31", "2201-01-01", "9999-12-31"])
+def test_a_day_at_the_edge_of_the_calendar_is_refused_with_a_sentence(house: House, day: str) -> None:
+    """Wherever an address may name one."""
+    why = f"{day} is no day between 1900-01-01 and 2200-12-31"
+    places = {f"/incidents?last={day}": 400, f"/incidents?first={day}": 400, f"/api/incidents?last={day}": 400,
+              f"/incidents/pumps/{day}/x": 404, f"/reports/pumps/{day}": 404}  # fmt: skip
+    for place, status in places.items():
+        answer = house.get(place)
+        assert (answer.status_code, why in answer.text) == (status, True)
+    assert house.get("/incidents?last=1900-01-01").status_code == 200
+    assert house.get("/incidents/pumps/2200-12-31/x").status_code == 404
 
 
 def test_a_verdict_given_on_the_page_stays_there_and_can_be_withdrawn(house: House) -> None:
@@ -349,7 +389,8 @@ def test_raw_rows_come_as_csv_with_their_source(house: House) -> None:
     answer = house.get(address(house, "pump-1", "/rows.csv"))
     assert answer.headers["content-type"].startswith("text/csv")
     assert "attachment" in answer.headers["content-disposition"]
-    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert answer.content.startswith(b"\xef\xbb\xbf"), "a spreadsheet takes it for no UTF-8"
+    rows = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
     assert {row["entity"] for row in rows} == {"pump-1"}
     assert {row["source"] for row in rows} >= {f"pumps-{DAY}.parquet"}
     times = [row["event_time"] for row in rows]
@@ -357,6 +398,13 @@ def test_raw_rows_come_as_csv_with_their_source(house: House) -> None:
     assert times[0] < "2026-03-25T02:00"
     assert times[-1] > "2026-03-25T03:00"
     assert all(float(row["flow"]) > 98 for row in rows)
+
+
+@pytest.mark.parametrize("cell", ["=1+1", "-1", "@a", "\ta", "007", "'=1"])
+def test_no_cell_of_the_raw_rows_computes(cell: str) -> None:
+    """It is guarded as in the CSV of incidents, and nothing else is touched."""
+    (row,) = csv.DictReader(io.StringIO(harmless_csv(pl.DataFrame({"day": [1], "a": [cell], "b": ["ü = 1"]}))))
+    assert (row["a"], row["b"]) == (f"'{cell}", "ü = 1")
 
 
 def test_the_report_of_a_night_is_the_file_or_what_would_stand_in_it(house: House) -> None:
@@ -383,12 +431,16 @@ def test_a_script_reads_and_records_as_json(house: House) -> None:
     assert latest_verdicts(house.ws).is_empty()
     (said,) = house.post("/api/verdicts", json={"dataset": "pumps", "verdicts": [known]}).json()
     assert (said["verdict"], said["note"], said["reviewer"]) == ("confirmed", "seen", "anna")
-    for body in ("", "[]", "{}", json.dumps({"dataset": "pumps", "verdicts": [{"incident": 1, "verdict": []}]})):
+    half = [{**known, "note": "\ud800"}]
+    for said in ([{"incident": 1, "verdict": []}], {}, half):
+        answer = house.post("/api/verdicts", content=json.dumps({"dataset": "pumps", "verdicts": said}))
+        assert (answer.status_code, answer.json()["detail"][:7]) == (400, 'Send {"')
+    for body in ("", "[]", "{}", '{"dataset": "\\ud800", "verdicts": []}'):
         assert house.post("/api/verdicts", content=body).status_code == 400
 
 
-def test_what_fails_is_a_sentence_and_no_traceback(house: House) -> None:
-    """A broken YAML and broken tables: the list says which, a page of an incident that it cannot be read."""
+def test_what_fails_is_a_sentence_and_no_traceback(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """A broken YAML and broken tables: the list says which, a page that it cannot be read; folders are for the log."""
     place = address(house, "pump-1")
     for file in Path(house.ws.lake.uri("incidents")).rglob("*.parquet"):
         file.unlink()
@@ -400,7 +452,10 @@ def test_what_fails_is_a_sentence_and_no_traceback(house: House) -> None:
     answer = house.get("/incidents")
     assert answer.status_code == 200
     assert "pumps.yaml: source: this key is missing" in Outline(answer.text).text
-    assert house.get(place).status_code == 400
+    refused = house.get(place)
+    assert refused.status_code == 400
+    assert str(house.ws.home.root) not in answer.text + refused.text
+    assert str(house.ws.home.root) in caplog.text
 
 
 def test_airflow_may_live_below_a_path(house: House) -> None:
@@ -412,7 +467,7 @@ def test_airflow_may_live_below_a_path(house: House) -> None:
     assert all(link.startswith("/air/") for link in links)
     verdict = f"/air/nightsift{address(house, 'pump-1', '/verdict')}"
     sent = client.post(verdict, headers=OURS, data={"verdict": "confirmed"})
-    assert sent.headers["location"].startswith("/air/nightsift/incidents?said=")
+    assert sent.headers["location"].startswith("/air/nightsift/incidents?said=pumps.")
 
 
 def test_a_long_list_is_cut_into_pages(house: House) -> None:
