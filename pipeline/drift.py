@@ -112,6 +112,13 @@ def _scores(ws: Workspace, nights: list[date]) -> str | None:
     )
 
 
+def scores_shift(ws: Workspace, day: date) -> float | None:
+    """The population stability index of the night's scores, as `stability` has it; None where they are too few."""
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day)
+    p_values = rows.select("p_value").drop_nulls().collect(engine="streaming")["p_value"]
+    return stability(p_values.to_numpy()) if len(p_values) >= STEPS else None
+
+
 def stability(p_values: NDArray[np.float64]) -> float:
     """The population stability index of p-values `(n,)` against equal shares: Σ (a − e) · ln(a / e) over ten bins."""
     counts = np.histogram(p_values, bins=np.linspace(0, 1, BINS + 1))[0]
