@@ -47,6 +47,11 @@ def main(
         file.write_text(json.dumps(result, indent=1, default=float) + "\n")
 
 
+def bound(seconds: float, most: float) -> Result:
+    """Whether so many seconds keep to at most `most` of them, as fields of a result: `kept` or `missed`."""
+    return {"bound_seconds": most, "bound": "kept" if seconds <= most else "missed"}
+
+
 def real_data(name: str) -> Path:
     """The folder of a real data set, which is kept beside the project; ends the benchmark where it is missing."""
     folder = SHARED / "data" / name

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 the data gate refused.
 """
 
+import io
 import logging
 import os
 import sys
@@ -71,10 +72,11 @@ Until = Annotated[
     str | None, typer.Option("--to", metavar="WHEN", help="last day, not included", autocompletion=completion.days)
 ]
 Nights = Annotated[
-    int | None, typer.Option("--nights", min=1, help="so many nights, up to --to or the latest [default: 1]")
+    int | None, typer.Option("--nights", min=1, max=1000, help="so many nights, up to --to or the latest [default: 1]")
 ]
 Entities = Annotated[list[str] | None, typer.Option("--entity", help="these alone: a name or glob, once for each")]
 Severity = Annotated[float | None, typer.Option("--severity", help="at least as severe, in times the threshold")]
+YEARS = range(1900, 2201)  # that a day may be of, as those of the data
 AnyState = Literal["open", "confirmed", "dismissed", "all"]
 
 
@@ -86,6 +88,9 @@ def command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Calla
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; a failure ends in one sentence on standard error and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # whose encoding may not have every character that we print
+            stream.reconfigure(errors="backslashreplace")
     lines, level = LogLines(), os.environ.get("NIGHTSIFT_LOG", "WARNING")
     lines.setLevel(level)  # there are libraries that set the level of their own loggers
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[lines])
@@ -127,6 +132,7 @@ def moment(text: str, dataset: Dataset, option: str) -> datetime:
         parsed = datetime.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{option} {text!r} is neither a day (2024-01-31) nor a moment (2024-01-31T06:00)") from error
+    _require_sensible(parsed, text, option)
     aware = parsed if parsed.tzinfo else parsed.replace(tzinfo=dataset.tz)
     return aware.astimezone(UTC)
 
@@ -182,9 +188,16 @@ def _latest(ws: "Workspace") -> date:
 
 def _day(text: str, option: str = "--day") -> date:
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError as error:
         raise ConfigError(f"{option} {text!r} is not a day such as 2024-01-31") from error
+    _require_sensible(day, text, option)
+    return day
+
+
+def _require_sensible(day: date, text: str, option: str) -> None:
+    if day.year not in YEARS:
+        raise ConfigError(f"{option} {text!r} lies outside the years {YEARS[0]} to {YEARS[-1]}; choose a day of theirs")
 
 
 def _past(ws: "Workspace", text: str | None) -> date:

@@ -27,6 +27,7 @@ LATELY = 28  # nights whose verdicts count, likewise
 SHIFT = 0.25  # population stability index, from which a distribution is by custom called another one
 BINS = 10
 STEPS = 1000  # scored ones, below which a distribution is not told
+NIGHT_STEPS = 200  # likewise of one night, whose number starts no training; by chance as many hardly reach 0.15
 MOVED = 0.25  # of the entities
 DISMISSED = 0.5  # of the incidents that analysts have judged,
 JUDGED = 5  # of which there have to be as many
@@ -110,6 +111,13 @@ def _scores(ws: Workspace, nights: list[date]) -> str | None:
         f"the scores of the {NIGHTS} nights up to {nights[-1]} are distributed otherwise than those of calibration: "
         f"population stability index {index:.2f}, training is due from {SHIFT} on"
     )
+
+
+def scores_shift(ws: Workspace, day: date) -> float | None:
+    """The population stability index of the night's scores, as `stability` has it; None where they are too few."""
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day)
+    p_values = rows.select("p_value").drop_nulls().collect(engine="streaming")["p_value"]
+    return stability(p_values.to_numpy()) if len(p_values) >= NIGHT_STEPS else None
 
 
 def stability(p_values: NDArray[np.float64]) -> float:

@@ -93,18 +93,23 @@ def experiment_note(dataset: Dataset, kind: str, experiment: str) -> str:
     about = f" ({markdown(dataset.description)})" if dataset.description else ""
     runs = f"#/experiments/{experiment}/runs?{links.MLFLOW_VIEW}"
     ways = f"Runs: [as a table]({runs}) · [as charts]({runs}&compareRunsMode=CHART)"
-    return f"{ways}\n\n{_NOTES[kind].format(name=f'**{dataset.name}**{about}')}"
+    note = _NOTES[kind].format(name=f"**{dataset.name}**{about}", moved=_MOVED if dataset.kind == "sensor" else "")
+    return f"{ways}\n\n{note}"
 
 
+_MOVED = (
+    "at `drift/FEATURE`, the share of entities in which it has moved away from where training knew it, and at the "
+    "figure `drift`; "
+)
 _NOTES = {
     "nights": (
         "A run is one night of {name}: what was abnormal on the day in its name. A night that is run again updates its "
         "run. Its page has the report (`report/`), the worst incidents (`incidents.json`) and figures.\n\n"
         "To compare nights, sort by the parameter `day`, and look at `alarms/incidents`, at "
         "`alarms/false_alarms_realised` against `alarms/false_alarms_promised`, at `data/quarantine_share` and "
-        "`data/freshness`; at `drift/…`, the "
-        "share of entities that have moved away from where training knew them; at `seconds/…` for how long each step "
-        "took."
+        "`data/freshness`; at `drift/scores`, the population stability index of the night's scores against those of "
+        "calibration (from 0.25 on a distribution is by custom called another one; one such night alone says little, "
+        "and a night of few steps has none); {moved}at `seconds/…` for how long each step took."
     ),
     "train": (
         "A run is one training of a detector of {name}, or its adaptation to the latest nights. Its page has the "

@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
+from pipeline.drift import scores_shift
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
 from pipeline.ingest import ingest, newest_event
@@ -314,6 +315,7 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored, promis
     days = entity_days(scores, ws.dataset)
     counts: dict[str, Any] = asdict(night)
     low, high = promise.lately.bounds or (0.0, 0.0)
+    shift = scores_shift(ws, day)
     names = ("rows_in", "rows_clean", "rows_quarantined", "rows_duplicate", "steps", "anomalous", "incidents", "silent",
              "unseen", "drifting")  # fmt: skip
     return {
@@ -328,6 +330,7 @@ def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored, promis
         "incidents_per_entity_day": (night.incidents - night.silent) / days if days else 0.0,
         "quarantine_share": night.rows_quarantined / night.rows_in if night.rows_in else 0.0,
         "freshness": freshness(ws, day),
+        **({} if shift is None else {"drift/scores": shift}),
         **drift_shares(ws, day, scored.entities),
     }
 

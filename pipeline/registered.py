@@ -9,10 +9,11 @@ from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from models.detector import Detector
+from pipeline.canonical import parse_time
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError
 from pipeline.score import score_frame
-from pipeline.tables import MOMENT, canonical_schema
+from pipeline.tables import canonical_schema
 
 
 class RegisteredDetector(PythonModel):
@@ -45,7 +46,7 @@ def read(frame: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
         try:
             columns.append(_moments(given, dataset.zone) if name == "event_time" else given.cast(kind))
         except pl.exceptions.PolarsError as error:
-            wanted = {pl.Float64: "numbers", pl.String: "text"}.get(kind, "times")
+            wanted = "numbers" if kind == pl.Float64 else "text"
             raise ConfigError(f"the column {name!r} holds {given.dtype}, of which not all are {wanted}") from error
     return pl.DataFrame(columns)
 
@@ -55,12 +56,15 @@ def _needed(dataset: Dataset) -> list[str]:
 
 
 def _moments(given: pl.Series, zone: str) -> pl.Series:
-    if given.dtype == pl.String:  # as it comes over HTTP, and in the input example
-        zoned = given.str.contains(r"(Z|[+-]\d\d:?\d\d)$").any()
-        given = given.str.to_datetime("%+" if zoned else None)
-    if isinstance(given.dtype, pl.Datetime) and given.dtype.time_zone is None:
-        given = given.dt.replace_time_zone(zone)
-    return given.cast(MOMENT)
+    """The times as a night reads them; a local one that happens twice, as clocks change, is the earlier of the two."""
+    if given.dtype.is_numeric():
+        raise ConfigError(f"the column 'event_time' holds {given.dtype}, which does not say of what unit its numbers "
+                          "are; give times, as pandas.to_datetime(numbers, unit='s', utc=True) makes them")  # fmt: skip
+    read = parse_time(given, "event_time", zone)
+    if read.values.null_count():
+        unread = read.problems.filter(read.values.is_null())[0]
+        raise ConfigError(f"the column 'event_time' holds {given.dtype}, of which not all are times ({unread})")
+    return read.values.alias("event_time")
 
 
 set_model(RegisteredDetector())

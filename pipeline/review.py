@@ -316,9 +316,12 @@ def read_sheet(ws: Workspace, content: bytes) -> list[Verdict]:
     names each line that cannot be taken as it stands, and why.
     """
     lines = list(_filled(content))
-    before = _read_before(ws, {said.incident for _, said in lines})
+    before = _read_before(ws, {said.incident for _, said in lines if isinstance(said, Verdict)})
     said, wrong = dict[str, tuple[int, Verdict]](), list[str]()
     for number, each in lines:
+        if isinstance(each, str):
+            wrong.append(f"line {number}: {each}")
+            continue
         first, told = said.setdefault(each.incident, (number, each))
         problem = _problem(ws, each, before)
         if told != each:
@@ -337,27 +340,55 @@ def _problem(ws: Workspace, said: Verdict, before: _Before) -> str:
     return ""
 
 
-def _filled(content: bytes) -> Iterator[tuple[int, Verdict]]:
-    """The line number and what is said, of each line that says something."""
+def _filled(content: bytes) -> Iterator[tuple[int, Verdict | str]]:
+    """The line number and what is said, of each line that says something; why, of one that cannot be read."""
     text = _decoded(content)
     head = "".join(text.splitlines()[:1])
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    try:
-        names = [name.strip().casefold() for name in next(reader, [])]
-        for name, least in {"id": 1, "verdict": 1, "note": 0}.items():
-            if not least <= names.count(name) <= 1:
-                raise ConfigError(f"the file needs one column {name!r}, not {names.count(name)}; nightsift review NAME "
-                                  "--export FILE writes one to fill in")  # fmt: skip
+    delimiter = max(",;\t", key=head.count)
+    lines = _lines(text, delimiter)
+    names = _columns(next(lines, (1, []))[1])
+    for number, cells in lines:
+        if isinstance(cells, str):
+            yield number, cells
+        elif any(cell.strip() for cell in cells[len(names) :]):
+            yield number, (f"{len(cells)} cells where the first line has {len(names)}; put the cell with "
+                           f"{delimiter!r} in it in quotes")  # fmt: skip
+        elif (said := _said(dict(zip(names, cells, strict=False)))) is not None:
+            yield number, said
+
+
+def _lines(text: str, delimiter: str) -> Iterator[tuple[int, list[str] | str]]:
+    """The cells of each row, or why it cannot be read, with the number of the line on which it begins."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    while True:
         number = reader.line_num + 1
-        for cells in reader:
-            row = dict(zip(names, cells, strict=False))
-            incident, verdict = (as_written(row.get(name, "").strip()).casefold() for name in ("id", "verdict"))
-            note = as_written(row.get("note", "").strip())
-            if verdict or note:
-                yield number, _tidy(Verdict(incident, verdict, note))
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise ConfigError(f"line {reader.line_num}: {error}; save the file as CSV and import it again") from error
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, f"{error}; a cell that begins with a quote ends with one, and those within are doubled"
+        else:
+            yield number, cells
+
+
+def _columns(head: list[str] | str) -> list[str]:
+    """The names of the columns; raises `ConfigError` where one that is needed is not there once."""
+    if isinstance(head, str):
+        raise ConfigError(f"line 1: {head}")
+    names = [name.strip().casefold() for name in head]
+    for name, least in {"id": 1, "verdict": 1, "note": 0}.items():
+        if not least <= names.count(name) <= 1:
+            raise ConfigError(f"the file needs one column {name!r}, not {names.count(name)}; nightsift review NAME "
+                              "--export FILE writes one to fill in")  # fmt: skip
+    return names
+
+
+def _said(row: Mapping[str, str]) -> Verdict | None:
+    """What a row's cells, by column, say; None where that is nothing."""
+    incident, verdict = (as_written(row.get(name, "").strip()).casefold() for name in ("id", "verdict"))
+    said = _tidy(Verdict(incident, verdict, as_written(row.get("note", "").strip())))
+    return said if verdict or said.note else None
 
 
 def _decoded(content: bytes) -> str:

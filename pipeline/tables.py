@@ -53,6 +53,13 @@ def quarantine_schema(dataset: Dataset) -> Schema:
     return landing_schema(dataset) | {"reasons": pl.List(pl.String)}
 
 
+def predicted_schema(dataset: Dataset) -> Schema:
+    """What `pipeline.score.score_frame` gives of a step, in its order: `scores` but for the day and the version."""
+    verdict = {"score": pl.Float64, "p_value": pl.Float64, "threshold": pl.Float64, "is_anomaly": pl.Boolean}
+    cells = (f"{what}_{name}" for name in dataset.channels for what in ("observed", "expected", "contribution"))
+    return key_schema(dataset) | verdict | dict.fromkeys(cells, pl.Float64)
+
+
 def scores_schema(dataset: Dataset) -> Schema:
     """A scored step; the contributions of its channels add up to 1.
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import polars as pl
 import stamina
 
 from pipeline import logbook
@@ -26,11 +27,10 @@ from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.links import MLFLOW_VIEW, run_link
 from pipeline.metrics import gauges, in_airflow
-from pipeline.tables import canonical_schema
+from pipeline.tables import MOMENT, canonical_schema, predicted_schema
 from pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
-    import polars as pl
     from matplotlib.figure import Figure
     from mlflow import MlflowClient
     from mlflow.models import ModelSignature
@@ -44,6 +44,7 @@ REMEMBERED = 100  # of them
 KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
 NOTE, NOTED = "mlflow.note.content", "mlflow.note.digest"  # a description, and the digest of the one that we wrote
 MOST_NOTE = 8000  # characters that MLflow keeps of a tag
+MOST_DESCRIPTION = 5000  # and of a registered model's description
 TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "incidents.json", "type": "table"}])}  # as MLflow names them
 SAMPLED = 5  # seconds between two looks at the machine that trains
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -201,7 +202,7 @@ def _new_experiment(ws: Workspace, api: "MlflowClient", name: str) -> Any:
 
 
 def register(
-    ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str], note: str, example: "pl.DataFrame"
+    ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str], note: str, example: pl.DataFrame
 ) -> Version:
     """Log the detector in `folder` to the active run and register it; it has no alias yet.
 
@@ -225,11 +226,20 @@ def register(
     for key, value in {**tags, "label": label}.items():
         api.set_model_version_tag(ws.dataset.name, number, key, value)
     api.update_model_version(ws.dataset.name, number, note)
-    if not api.get_registered_model(ws.dataset.name).description:
-        api.update_registered_model(ws.dataset.name, logbook.model_note(ws.dataset))
-        api.set_registered_model_tag(ws.dataset.name, "dataset", ws.dataset.name)
-        api.set_registered_model_tag(ws.dataset.name, "kind", ws.dataset.kind)
+    describe_model(ws)
     return Version(number, label, folder)
+
+
+def describe_model(ws: Workspace) -> None:
+    """Say what the registered model is, and which columns it takes now; where a person wrote that, it stays."""
+    api, name = client(ws), ws.dataset.name
+    known = api.get_registered_model(name)
+    if _by_a_person(known.description, known.tags):
+        return
+    note = logbook.model_note(ws.dataset)[:MOST_DESCRIPTION]
+    api.update_registered_model(name, note)
+    for tag, value in {"dataset": name, "kind": ws.dataset.kind, NOTED: _digest(note)}.items():
+        api.set_registered_model_tag(name, tag, value)
 
 
 def _signature(ws: Workspace) -> "ModelSignature":
@@ -242,9 +252,9 @@ def _signature(ws: Workspace) -> "ModelSignature":
     from mlflow.types.schema import AnyType, ColSpec, DataType, Schema
 
     given = (ColSpec(AnyType(), name, required=name != "event_id") for name in canonical_schema(ws.dataset))
-    numbers = dict.fromkeys(("score", "p_value", "threshold"), DataType.double)
-    told = {"entity": DataType.string, "event_time": DataType.datetime, **numbers, "is_anomaly": DataType.boolean}
-    return ModelSignature(Schema([*given]), Schema([*(ColSpec(kind, name) for name, kind in told.items())]))
+    kinds = {pl.String: DataType.string, MOMENT: DataType.datetime, pl.Boolean: DataType.boolean}
+    told = (ColSpec(kinds.get(kind, DataType.double), name) for name, kind in predicted_schema(ws.dataset).items())
+    return ModelSignature(Schema([*given]), Schema([*told]))
 
 
 def registered(ws: Workspace, number: str) -> Version:
@@ -484,12 +494,17 @@ def note_tags(active: Any, note: Sequence[str], artifacts: Mapping[str, str]) ->
     Above them stand the ways to its `artifacts`, by what they are called, and to its DAG run: MLflow folds the rest.
     """
     before, here = active.data.tags, f"#/experiments/{active.info.experiment_id}/runs/{active.info.run_id}/artifacts"
-    if before.get(NOTE) and before.get(NOTED) != _digest(before[NOTE]):
+    if _by_a_person(before.get(NOTE), before):
         return {}
     ways = [f"[{name}]({here}/{path}?{MLFLOW_VIEW})" for name, path in artifacts.items()]
     ways += [f"[DAG run]({link})" for tag, link in airflow_tags().items() if tag == "airflow_link"]
     text = "\n\n".join([" · ".join(ways), *note])[:MOST_NOTE]
     return {NOTE: text, NOTED: _digest(text)}
+
+
+def _by_a_person(note: str | None, tags: Mapping[str, str]) -> bool:
+    """Whether a description is another one than we wrote, of which the tags hold the digest."""
+    return bool(note) and tags.get(NOTED) != _digest(note or "")
 
 
 def _digest(text: str) -> str:

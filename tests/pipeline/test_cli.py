@@ -282,24 +282,42 @@ def test_the_report_of_the_latest_night_opens_in_a_browser(
     assert opened == [f"file://{page[1]}"]
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_of_another_encoding_gets_what_it_can_show(ws: Workspace, encoding: str) -> None:
+    """What it has no character for stands there escaped, on both streams; nothing ends in the middle."""
+    fill(ws, readings(ws.dataset, ["pump-1"]), [incident("насос – 1", at("14:00"), at("15:00"), VIBRATION)])
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-m", "pipeline.cli", "incidents", "pumps", *places(ws)]
+    told = subprocess.run(command, capture_output=True, env=env, check=False)
+    assert (told.returncode, told.stderr) == (0, b"")
+    assert rb"\u043d\u0430\u0441\u043e\u0441 \u2013 1" in told.stdout
+    said = subprocess.run([*command, "--from", "насос"], capture_output=True, env=env, check=False)
+    assert said.returncode == 2
+    assert rb"'\u043d\u0430\u0441\u043e\u0441' is neither a day" in said.stderr
+
+
 # Wrong use
 
 WRONG = {
     "dataset": (["incidents", "pump"], 2, "did you mean pumps"),
     "order": (["incidents", "pumps", "--from", "2026-03-26", "--to", "2026-03-25"], 2, "must be before --to"),
     "no day": (["incidents", "pumps", "--from", "yesterday"], 2, "neither a day (2024-01-31)"),
+    "before all time": (["incidents", "pumps", "--to", "0001-01-01"], 2, "outside the years 1900 to 2200"),
+    "after all time": (["score", "pumps", "--from", "2026-01-01", "--to", "9999-12-31"], 2, "outside the years"),
+    "day of no time": (["report", "pumps", "--day", "1899-12-31"], 2, "--day '1899-12-31' lies outside"),
+    "nights without end": (["incidents", "pumps", "--nights", "9999999"], 2, "less than or equal to 1000"),
     "nights and from": (["incidents", "pumps", "--from", "2026-03-01", "--nights", "2"], 2, "leave it out"),
     "after the latest": (["incidents", "pumps", "--from", "2026-04-01"], 2, "choose an earlier one"),
     "no such state": (["incidents", "pumps", "--state", "new"], 2, "'open', 'confirmed', 'dismissed', 'all'"),
-    "report to come": (["report", "pumps", "--day", "2999-01-01"], 2, "the latest night that is scored is 2026-03-25"),
+    "report to come": (["report", "pumps", "--day", "2199-01-01"], 2, "the latest night that is scored is 2026-03-25"),
     "report not scored": (
         ["report", "pumps", "--day", "2026-03-01"],
         1,
         "run: nightsift score pumps --from 2026-03-01",
     ),
     "report of no day": (["report", "pumps", "--day", "x"], 2, "such as 2024-01-31"),
-    "score to come": (["score", "pumps", "--from", "2999-01-01", "--to", "2999-01-02"], 2, "choose an earlier --to"),
-    "validate to come": (["validate", "pumps", "--from", "2999-01-01", "--to", "2999-01-02"], 2, "is still to come"),
+    "score to come": (["score", "pumps", "--from", "2199-01-01", "--to", "2199-01-02"], 2, "choose an earlier --to"),
+    "validate to come": (["validate", "pumps", "--from", "2199-01-01", "--to", "2199-01-02"], 2, "is still to come"),
     "half a stretch": (["ingest", "pumps", "--from", "2026-03-01"], 2, "give both or neither"),
     "no incident": (["review", "pumps", "x", "confirmed"], 2, "list them: nightsift incidents pumps"),
     "no file": (["review", "pumps", "--import", "/nowhere.csv"], 2, "name the CSV that --export has written"),

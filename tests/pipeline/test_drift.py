@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pipeline import tracking
-from pipeline.drift import NIGHTS, find_drift, note_drift, stability
+from pipeline.drift import NIGHT_STEPS, NIGHTS, find_drift, note_drift, scores_shift, stability
 from pipeline.review import record
 from pipeline.state import State, write_state
 from pipeline.tables import drifts_schema, incidents_schema, scores_schema
@@ -83,6 +83,19 @@ def test_scores_that_lie_otherwise_are_told_with_their_number(make_workspace, re
     assert 0.3 < index < 0.4
     assert f"the {NIGHTS} nights up to {LAST}" in found.reasons["scores"]
     assert "training is due from 0.25 on" in found.reasons["scores"]
+
+
+def test_a_night_tells_how_far_its_scores_lie_from_those_of_calibration(make_workspace):
+    """Of that night alone; none where its steps are too few to tell, or have no score."""
+    ws, later = make_workspace(), FIRST + timedelta(days=1)
+    p_values = np.random.default_rng(0).random(NIGHT_STEPS)
+    for day, values in ((FIRST, p_values), (later, p_values**2)):
+        ws.lake.replace("scores", day, like(pl.DataFrame({"p_value": values}), scores_schema(ws.dataset)))
+    assert scores_shift(ws, FIRST) == stability(p_values) < 0.15
+    assert scores_shift(ws, later) == stability(p_values**2) > 0.25
+    few = pl.DataFrame({"p_value": [*p_values[1:], None]})
+    ws.lake.replace("scores", FIRST, like(few, scores_schema(ws.dataset)))
+    assert scores_shift(ws, FIRST) is None
 
 
 def test_confirmed_stretches_say_nothing_about_drift(make_workspace, registry):

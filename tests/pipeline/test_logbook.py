@@ -10,10 +10,12 @@ import polars as pl
 import pytest
 
 from pipeline import figures, links, logbook
+from pipeline.drift import SHIFT
 from pipeline.review import record
 from pipeline.state import State, write_state
 from pipeline.tables import drifts_schema
 from pipeline.workspace import Workspace
+from tests.lake import cards
 from tests.pipeline.test_report import DAY, FLOW, NASTY, VIBRATION, at, fill, incident, pumps, readings, silence, table
 from tests.pipeline.test_report import workspace as workspace_of
 
@@ -163,6 +165,17 @@ def test_an_experiment_says_what_its_runs_are_and_leads_to_them() -> None:
         first, *rest = logbook.experiment_note(pumps(), kind, "7").split("\n")
         assert f"#/experiments/7/runs?{links.MLFLOW_VIEW}" in first
         assert "**pumps** (Water pumps)" in "".join(rest)
+
+
+def test_nights_say_what_their_drift_means() -> None:
+    """The scores of every kind of dataset, features and the figure where there are such: of sensors."""
+    sensors, payments = (logbook.experiment_note(dataset, "nights", "7") for dataset in (pumps(), cards()))
+    for note in (sensors, payments):
+        assert "`drift/scores`, the population stability index of the night's scores" in note
+        assert f"from {SHIFT} on" in note
+    assert "`drift/FEATURE`" in sensors
+    assert "FEATURE" not in payments
+    assert "figure" not in payments.split("To compare")[1]
 
 
 def test_a_model_says_which_columns_it_takes(make_workspace: Callable[..., Workspace]) -> None:

@@ -307,7 +307,7 @@ def test_the_registered_model_says_what_it_cannot_read(trained, model, rows):
         model.predict(rows.drop(columns=number))
     with pytest.raises(Exception, match=f"'{number}' holds String, of which not all are numbers"):
         model.predict(rows.assign(**{number: "12,4 bar"}))
-    with pytest.raises(Exception, match="'event_time' holds String, of which not all are times"):
+    with pytest.raises(Exception, match=r"'event_time' holds String, of which not all are times .*'yesterday'"):
         model.predict(rows.assign(event_time="yesterday"))
 
 
@@ -323,10 +323,10 @@ def test_the_registered_model_explains_itself(trained, model):
     taken, given = model.metadata.signature.inputs, model.metadata.signature.outputs
     assert taken.input_names()[:2] == ["entity", "event_time"]
     assert taken.optional_input_names() == (["event_id"] if trained.dataset.event_id else [])
-    assert given.input_names() == ["entity", "event_time", "score", "p_value", "threshold", "is_anomaly"]
     predicted = model.predict(model.input_example)
+    assert given.input_names() == [*predicted.columns]
+    assert {kind.name for kind in given.input_types()} == {"string", "datetime", "double", "boolean"}
     assert predicted["score"].notna().all()
-    assert {*given.input_names()} <= {*predicted.columns}
 
 
 def test_a_training_page_tells_the_training(trained):

@@ -157,6 +157,33 @@ def test_every_bad_line_is_named_and_nothing_is_recorded(ws: Workspace) -> None:
     assert ws.lake.version("verdicts") == -1
 
 
+def test_a_quote_or_a_comma_out_of_place_loses_no_verdict(ws: Workspace) -> None:
+    """A quote that does not end would swallow the lines after it, a comma in a note its end: both lines are named."""
+    first, second, third, *_ = (row["id"] for row in cells(sheet(read_reviewed(ws, DAY, DAY), ws)))
+    text = (
+        "id,verdict,note\n"
+        f'{first},confirmed,"bearing" worn\n'
+        f"{second},confirmed,bearing, replaced\n"
+        f"{third},dismissed,nothing,,\n"
+        f"{third},maybe,\n"
+        f'{second},confirmed,"bearing\n'
+        f"{third},dismissed,nothing\n"
+    )
+    with pytest.raises(ConfigError) as error:
+        read_sheet(ws, text.encode())
+    told = str(error.value).splitlines()
+    assert [line.split(":")[0] for line in told[:-1]] == [f"line {n}" for n in (2, 3, 5, 6)]
+    assert "those within are doubled" in told[0]
+    assert "4 cells where the first line has 3" in told[1]
+    assert "unexpected end" in told[3]
+
+
+def test_a_quote_that_does_not_end_in_the_headings_is_named(shared: Workspace) -> None:
+    """It would take the whole file for one line."""
+    with pytest.raises(ConfigError, match="line 1: "):
+        read_sheet(shared, b'id,verdict,"note\na,confirmed,\n')
+
+
 @pytest.mark.parametrize("head", ["", "id,note\n", "verdict\n", "id,verdict,verdict\n", "id,verdict,note,note\n"])
 def test_a_file_without_the_columns_says_how_to_get_one(shared: Workspace, head: str) -> None:
     """And does not guess which of two columns is meant."""

@@ -7,22 +7,26 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import polars as pl
 import pytest
 from mlflow import MlflowClient
 
 from pipeline import tracking
+from pipeline.drift import NIGHT_STEPS, SHIFT, scores_shift
 from pipeline.incidents import Found
 from pipeline.night import log_night
 from pipeline.report import write_report
 from pipeline.state import State, write_state
-from pipeline.tables import incidents_schema
+from pipeline.tables import incidents_schema, scores_schema
 from pipeline.workspace import Workspace
-from tests.pipeline.test_report import DAY, FLOW, NASTY, VIBRATION, at, fill, incident, readings
+from tests.pipeline.test_report import DAY, FLOW, NASTY, VIBRATION, at, cards, fill, incident, readings
+from tests.pipeline.test_report import workspace as workspace_of
 
 KEY = "night 2026-01-05"
 PUMPS = """
@@ -146,6 +150,43 @@ def test_a_night_page_tells_the_night(night: Workspace, tmp_path: Path) -> None:
     assert artifacts(night, run, "figures") == ["figures/drift.png", "figures/scores.png"]
     assert incidents_of(night, run, tmp_path)["data"][0][0] == NASTY
     assert json.loads(tags["mlflow.loggedArtifacts"]) == [{"path": "incidents.json", "type": "table"}]
+
+
+def test_a_registered_model_is_described_by_the_yaml_of_its_last_training(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    """Its columns are those of now; what a person has written there stays."""
+    ws = make_workspace()
+    api = tracking.client(ws)
+    api.create_registered_model("demo")
+    tracking.describe_model(ws)
+    assert "| `flow` |" in api.get_registered_model("demo").description
+    renamed = ws.dataset.features[0].model_copy(update={"name": "inflow"})
+    later = replace(ws, dataset=ws.dataset.model_copy(update={"features": [renamed]}))
+    tracking.describe_model(later)
+    assert "| `inflow` |" in api.get_registered_model("demo").description
+    api.update_registered_model("demo", "ours")
+    tracking.describe_model(ws)
+    assert api.get_registered_model("demo").description == "ours"
+
+
+def test_a_night_of_transactions_tells_how_its_scores_lie(tmp_path: Path) -> None:
+    """Its features move too fast to be told, its scores are."""
+    ws = workspace_of(tmp_path, cards())
+    frame = pl.DataFrame(
+        {"entity": "c1", "event_time": at("12:00"), "amount": 1.0, "shop": "s", "score": 1.0, "threshold": 5.0,
+         "p_value": np.linspace(0, 1, NIGHT_STEPS) ** 3, "is_anomaly": False, "detector_version": "7-abc", "day": DAY}
+    )  # fmt: skip
+    empty = {name: kind for name, kind in scores_schema(ws.dataset).items() if name not in frame.columns}
+    fill(ws, frame.with_columns(pl.lit(None, kind).alias(name) for name, kind in empty.items()), [])
+    count_incidents(ws, 0)
+    write_report(ws, DAY)
+    log_night(ws, DAY)
+    api = tracking.client(ws)
+    (run,) = api.search_runs([api.get_experiment_by_name("cards/nights").experiment_id])
+    told = {name: value for name, value in run.data.metrics.items() if name.startswith("drift/")}
+    assert told == {"drift/drifting": 0, "drift/scores": pytest.approx(scores_shift(ws, DAY))}
+    assert told["drift/scores"] > SHIFT
 
 
 def test_a_night_names_the_rows_that_it_read(night: Workspace) -> None:
