@@ -16,6 +16,7 @@ from pipeline.cli import main
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import read_incidents
 from pipeline.ingest import ingest
+from pipeline.logbook import example
 from pipeline.night import missing_days, run_night
 from pipeline.promotion import promote
 from pipeline.score import load_detector, plan_shards, prepare, publish, score_shard, stale_days
@@ -51,7 +52,8 @@ def trained(tmp_path_factory) -> Workspace:
     other = replace(detector, threshold=replace(detector.threshold, value=detector.threshold.value * 1.01))
     with tracking.run(ws, "train", "another"):
         other.save(root / "another")
-        tracking.challenge(ws, tracking.register(ws, root / "another", weights_digest(other), {}))
+        rows = example(ws.dataset, other)
+        tracking.challenge(ws, tracking.register(ws, root / "another", weights_digest(other), {}, "", rows))
     return ws
 
 
@@ -198,7 +200,8 @@ def test_a_day_on_which_only_the_calendar_changed_is_not_scored_again(fresh, tmp
     detector = load_detector(tracking.champion(fresh).folder)
     with tracking.run(fresh, "train", "adapted"):
         detector.save(adapted)
-        version = tracking.register(fresh, adapted, "ada" * 4, {"trained": label(fresh, "champion")})
+        tags, rows = {"trained": label(fresh, "champion")}, example(fresh.dataset, detector)
+        version = tracking.register(fresh, adapted, "ada" * 4, tags, "", rows)
     text = f"calendar: {{entries: [{{start: {FIRST}, reason: seals}}]}}\n"
     (tmp_path / "demo.yaml").write_text(fresh.dataset.file.read_text() + text)
     ws, before = open_workspace("demo", fresh.home.root, tmp_path), fresh.lake.version("scores")
