@@ -90,13 +90,27 @@ def clean_text(value: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def clock(moment: datetime, zone: ZoneInfo, day: date, *, seconds: bool = False, suffix: str = "") -> str:
-    """The time of day in `zone`, with its date in front where that is not `day`; `24:00` at the end of `day`."""
+def local_time(moment: datetime, zone: ZoneInfo, form: str) -> str:
+    """The time in `zone` as `strftime` writes it; an hour that comes twice names its offset, such as `02:30 CEST`."""
+    return moment.astimezone(zone).strftime(form) + _which(moment, zone)
+
+
+def _which(moment: datetime, zone: ZoneInfo) -> str:
+    """The offset where clocks in `zone` show the same time once more before or after; empty at any other time."""
     local = moment.astimezone(zone)
-    form = "%H:%M:%S" if seconds else "%H:%M"
+    twice = local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()
+    return f" {local:%Z}" if twice else ""
+
+
+def clock(moment: datetime, zone: ZoneInfo, day: date, *, seconds: bool = False) -> str:
+    """The time of day in `zone`, with its date in front where that is not `day`; `24:00` at the end of `day`.
+
+    An hour that comes twice names its offset.
+    """
+    local = moment.astimezone(zone)
     if local.date() == day + timedelta(days=1) and (local.hour, local.minute, local.second) == (0, 0, 0):
-        return "24:00" + suffix
-    text = local.strftime(form) + suffix
+        return f"24:00{_which(moment, zone)}"
+    text = local_time(moment, zone, "%H:%M:%S" if seconds else "%H:%M")
     return text if local.date() == day else f"{local.date()} {text}"
 
 
@@ -106,10 +120,7 @@ def stretch(start: datetime, end: datetime, zone: ZoneInfo, day: date) -> str:
     seconds = end - start < SHORT and (begin.second, stop.second) != (0, 0)
     if start == end:
         return f"at {clock(start, zone, day, seconds=seconds)} {zone.key}"
-    twice = begin.utcoffset() != stop.utcoffset()
-    first, last = (
-        clock(t, zone, day, seconds=seconds, suffix=f" {t.astimezone(zone):%Z}" if twice else "") for t in (start, end)
-    )
+    first, last = (clock(t, zone, day, seconds=seconds) for t in (start, end))
     return f"from {first} to {last} {zone.key}"
 
 
