@@ -79,12 +79,14 @@ class News:
     """What is to be told of a day.
 
     incidents: those that are new, the others are `known`; again: those of entities that were told of lately
+    heard: all of these as they are remembered: with the severity that was last told of their entity in full
     planned: those that the calendar explains; recovered: those that are over, with `since`
     summary: whether they are more than are told one by one; update: whether the day was told of before
     """
 
     incidents: pl.DataFrame
     known: int = 0
+    heard: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     planned: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     again: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     recovered: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_recovered_schema()))
@@ -240,12 +242,14 @@ def find_news(night: Night, target: Target, limits: Notify) -> News:
     told = night.memory.told.get(target.name, _stretches([]))
     before = told.filter(pl.col("day") < night.day)
     new = _unheard(open_ones, told.filter((pl.col("day") - night.day).abs() <= timedelta(days=1)))
-    again = _cooling(new, before, night.day - timedelta(days=limits.cooldown))
+    lately = told.filter(pl.col("day") >= night.day - timedelta(days=limits.cooldown))
+    again = _cooling(new, _worst(lately.filter(pl.col("day") < night.day)))
     single = new.join(again, on="incident_id", how="anti")
     heard = night.over.join(_unheard(night.over, before), on="incident_id", how="anti")
     return News(
         incidents=single,
         known=len(open_ones) - len(new),
+        heard=_as_heard(open_ones, single, _worst(lately)),
         planned=night.incidents.filter(pl.col("reason").is_not_null()),
         again=again,
         recovered=_unheard(heard, night.memory.recovered.get(target.name, _stretches([]))),
@@ -267,11 +271,25 @@ def _unheard(incidents: pl.DataFrame, heard: pl.DataFrame) -> pl.DataFrame:
     return incidents.join(known, on="incident_id", how="anti")
 
 
-def _cooling(incidents: pl.DataFrame, told: pl.DataFrame, first: date) -> pl.DataFrame:
-    """The incidents of whose entity one of that kind was told from the night `first` on, and none that is far worse."""
-    lately = told.filter(pl.col("day") >= first).group_by("entity", "kind").agg(pl.col("severity").max().alias("worst"))
+def _worst(told: pl.DataFrame) -> pl.DataFrame:
+    """The `worst` severity that was told of each entity and kind."""
+    return told.group_by("entity", "kind").agg(pl.col("severity").max().alias("worst"))
+
+
+def _cooling(incidents: pl.DataFrame, lately: pl.DataFrame) -> pl.DataFrame:
+    """The incidents of whose entity one of that kind was told `lately`, without those that are far worse."""
     far_worse = (pl.col("severity") >= WORSE * pl.col("worst")).fill_null(value=False)
     return incidents.join(lately, on=["entity", "kind"]).filter(~far_worse).select(incidents.columns)
+
+
+def _as_heard(incidents: pl.DataFrame, in_full: pl.DataFrame, lately: pl.DataFrame) -> pl.DataFrame:
+    """The incidents as they are remembered.
+
+    One that is only counted gets the severity that was told `lately`: it is what the next night is compared with, or an
+    entity that gets worse by less than twice a night would never be told in full again.
+    """
+    others = incidents.join(in_full, on="incident_id", how="anti").join(lately, on=["entity", "kind"], how="left")
+    return pl.concat([in_full, others.with_columns(severity="worst").select(in_full.columns)])
 
 
 def find_recovered(ws: Workspace, day: date) -> pl.DataFrame:
@@ -452,9 +470,8 @@ def _remember(ws: Workspace, night: Night, target: Target, news: News) -> None:
     before = read_state(ws, night.day, STEP)
     counts: dict[str, Any] = {"on": "", "singly": {}, "summary": [], "told": {}, "recovered": {}}
     counts |= before.counts if before else {}
-    concern = _concerning(target.route, night.incidents.filter(pl.col("reason").is_null()))
-    now = {"told": _rows(concern), "recovered": _rows(news.recovered.with_columns(severity=None))}
-    added = {what: [row for row in rows if row not in counts[what].get(target.name, [])] for what, rows in now.items()}
+    now = {"told": _rows(news.heard), "recovered": _rows(news.recovered.with_columns(severity=None))}
+    added = {what: _without_known(rows, counts[what].get(target.name, [])) for what, rows in now.items()}
     if not any(added.values()):
         return
     if counts["on"] != str(night.tonight):
@@ -465,6 +482,12 @@ def _remember(ws: Workspace, night: Night, target: Target, news: News) -> None:
     counts["singly"] = counts["singly"] | {target.name: singly}
     counts["summary"] = sorted({*counts["summary"], *([target.name] if news.summary and night.late else [])})
     write_state(ws, State(night.day, STEP, "", "", counts=counts))
+
+
+def _without_known(rows: list[list[Any]], known: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Those of the rows whose stretch is not among `known`."""
+    stretches = {tuple(row[:4]) for row in known}
+    return [row for row in rows if tuple(row[:4]) not in stretches]
 
 
 def _rows(incidents: pl.DataFrame) -> list[list[Any]]:

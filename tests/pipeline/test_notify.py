@@ -516,6 +516,20 @@ def test_what_is_twice_as_severe_or_of_another_kind_breaks_the_cool_down(
     assert "lately: pump-3 (1 incident, up to 3.9 × the threshold)" in said[1]
 
 
+def test_who_gets_worse_night_by_night_is_compared_with_what_was_last_told_in_full(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than twice a night, yet twice what was told, is told; a second run, and late data, forget nothing of it."""
+    monkeypatch.setenv("OPS", server.url)
+    ws, told = workspace(tmp_path, "OPS"), []
+    for n, severity in enumerate((2, 3.5, 6.5, 12, 23, 45)):
+        told += nights(ws, frame(shifted(anomaly("pump-1", severity), n)), first=DAY + timedelta(days=n))
+        late = frame(shifted(anomaly("pump-1", severity * 10, "14:00"), n))
+        assert nights(ws, late, first=DAY + timedelta(days=n)) == [""]
+    assert ["pump-1: from 14:02" in text for text in told] == [True, False, True, False, True, False]
+    assert ["Again, told of lately: pump-1" in text for text in told] == [False, True, False, True, False, True]
+
+
 def test_the_cool_down_is_as_long_as_the_yaml_says(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
