@@ -461,6 +461,7 @@ def notify(
     """Tell those whom the YAML names what they have not heard of a night."""
     from pipeline.notify import notify as run
     from pipeline.notify import preview
+    from pipeline.words import count
 
     ws = _open(name, home, datasets)
     night = _past(ws, day)
@@ -470,8 +471,8 @@ def notify(
         return
     with working(as_json):
         told = run(ws, night)
-    show(asdict(told), as_json, f"{name} {night}: {told.incidents} incidents, {told.news} of them new, "
-         f"{told.recovered} recovered; {told.sent} targets were told")  # fmt: skip
+    show(asdict(told), as_json, f"{name} {night}: {count(told.incidents, 'incident')}, {told.news:,} new, "
+         f"{told.recovered:,} recovered; told to {count(told.sent, 'target')}")  # fmt: skip
 
 
 @command(

@@ -20,8 +20,8 @@ from pipeline.alerts import Target, complain, compose, list_targets, missing_var
 from pipeline.config import Dataset, Notify, Route
 from pipeline.errors import NightsiftError
 from pipeline.incidents import read_incidents
-from pipeline.links import incident_link
-from pipeline.message import Block, Form, Message, render
+from pipeline.links import incident_link, report_link
+from pipeline.message import Block, Form, Link, Message, render
 from pipeline.promise import read_promise
 from pipeline.report import report_file
 from pipeline.score import SILENCE
@@ -126,7 +126,7 @@ class Night:
     """What there is to tell of a day, whoever hears it.
 
     over: the incidents of the nights before that are over, with `since`; late: whether a later day has been scored
-    chance: how many incidents chance alone may have made, in words; report: where the report is
+    chance: how many incidents chance alone may have made, in words; report: where its file is
     """
 
     day: date
@@ -359,10 +359,13 @@ def _message(dataset: Dataset, night: Night, target: Target, news: News) -> Mess
 
 
 def build_message(dataset: Dataset, day: date, news: News, report: Path | None = None, chance: str = "") -> Message:
-    """The most severe entities first, each with all its incidents; then the rest in a line each; pure."""
+    """The most severe entities first, each with all its incidents; then the rest in a line each.
+
+    report: where its file is, which is told where it is not known where Airflow is, which shows it
+    """
     groups = _by_entity(words.ranked(news.incidents))
     shown = groups[:TOP] if news.summary else groups
-    left_out = groups[len(shown) :]
+    left_out, page = groups[len(shown) :], report_link(dataset.name, day) if report is not None else None
     notes = [
         words.budget_line(pl.concat(left_out), dataset.notify.most) if left_out else "",
         _named("Again, told of lately", [_again(group) for group in _by_entity(words.ranked(news.again))]),
@@ -370,10 +373,11 @@ def build_message(dataset: Dataset, day: date, news: News, report: Path | None =
         f"Told before: {words.count(news.known, 'incident')}" if news.known else "",
         words.planned_line(news.planned) if len(news.planned) else "",
         chance if news.incidents["severity"].count() + news.again["severity"].count() else "",
-        f"Report: {report}" if report is not None else "",
+        f"Report: {report}" if report is not None and page is None else "",
     ]
     blocks = tuple(_block(group, dataset, day) for group in shown)
-    return Message(_title(dataset, day, news), blocks, tuple(note for note in notes if note))
+    links = (Link("Report", page),) if page else ()
+    return Message(_title(dataset, day, news), blocks, tuple(note for note in notes if note), links)
 
 
 def _title(dataset: Dataset, day: date, news: News) -> str:
