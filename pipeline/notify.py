@@ -41,7 +41,7 @@ WORSE = 2.0  # so many times as severe as what was told of an entity, and its co
 class Notified:
     """What was said of `day` (ISO): of how many incidents it has, and how many of them were news.
 
-    message: what was sent, empty where nothing was; sent: how many targets took it; failed: the names of the others
+    message: what was sent, empty where nothing was; sent: how many targets took it
     recovered: of how many entities it was told that they are normal again, or send again
     """
 
@@ -49,7 +49,6 @@ class Notified:
     incidents: int
     message: str
     sent: int
-    failed: list[str]
     news: int = 0
     recovered: int = 0
 
@@ -166,7 +165,7 @@ def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
         _remember(ws, night, target, news)
     complain(f"{ws.dataset.name} {day}", failed, len(targets))
     return Notified(
-        str(day), len(night.incidents), told[-1][1] if told else "", len(told), failed,
+        str(day), len(night.incidents), told[-1][1] if told else "", len(told),
         max((news.count for news, _ in told), default=0), max((len(news.back) for news, _ in told), default=0),
     )  # fmt: skip
 
