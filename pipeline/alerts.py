@@ -43,14 +43,17 @@ class Target:
 
 
 def list_targets(routes: Sequence[Route]) -> Iterator[Target]:
-    """Whom the routes name; a variable may hold several URLs, separated by spaces or commas."""
+    """Whom the routes name; a variable may hold several URLs, separated by spaces or commas.
+
+    The first has the variable's name, however many follow: what a target was told is remembered by its name.
+    """
     from apprise.utils.parse import parse_urls
 
     for route in routes:
         for name in route.urls_env:
             urls = parse_urls(os.environ.get(name, "")) or [""]
             for i, url in enumerate(urls, 1):
-                yield Target(name if len(urls) == 1 else f"{name} ({i} of {len(urls)})", url, route)
+                yield Target(name if i == 1 else f"{name} ({i})", url, route)
 
 
 def read_targets(dataset: Dataset, routes: Sequence[Route]) -> list[Target]:

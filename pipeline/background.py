@@ -93,17 +93,19 @@ def past_of(
 ) -> Past:
     """The nights before `day` of the incident's entity, of which `reviewed` are all incidents with their states; pure.
 
-    An incident that has lasted since the night before is no earlier one.
+    An incident is one of every night from that in which it began to its last; `incident` itself is no earlier one.
     """
-    first = day - timedelta(days=NIGHTS)
-    earlier = reviewed.filter(pl.col("day") < day, pl.col("incident_id") != incident["incident_id"]).sort("start")
+    began_before = pl.col("start") < dataset.day_bounds(day)[0]
+    earlier = reviewed.filter(began_before, pl.col("incident_id") != incident["incident_id"]).sort("start")
+    span = [day - timedelta(days=n) for n in range(NIGHTS, 0, -1)]
     by_night: dict[date, list[str]] = {}
-    for night, state in earlier.select("day", "state").iter_rows():
-        by_night.setdefault(night, []).append(state)
-    span = [first + timedelta(days=n) for n in range(NIGHTS)]
+    for start, last, state in earlier.select("start", "day", "state").iter_rows():
+        for night in span:
+            if dataset.day_of(start) <= night <= last:
+                by_night.setdefault(night, []).append(state)
     known = sum(night in scored or night in by_night for night in span)
     return Past(
-        told=_told(earlier, known, dataset),
+        told=_told(earlier, known, dataset, span[0]),
         nights=tuple(_kind(by_night.get(night, []), night in scored) for night in span),
         spoken=_spoken(by_night),
     )
@@ -115,8 +117,8 @@ def _kind(found: Sequence[str], scored: bool) -> str:
     return next(state for state in ("confirmed", "open", "dismissed") if state in found)
 
 
-def _told(earlier: pl.DataFrame, known: int, dataset: Dataset) -> str:
-    """How many, what became of them, and when the latest was."""
+def _told(earlier: pl.DataFrame, known: int, dataset: Dataset, first: date) -> str:
+    """How many, what became of them, and when the latest began, but not before the night `first`."""
     if known == 0:
         return f"none of the {NIGHTS} nights before was scored"
     over = f"in the {NIGHTS} nights before"
@@ -124,7 +126,7 @@ def _told(earlier: pl.DataFrame, known: int, dataset: Dataset) -> str:
         over = f"in the {words.count(known, 'night')} scored of the {NIGHTS} before"
     if earlier.is_empty():
         return f"no incident {over}"
-    latest = f"{'the latest ' if len(earlier) > 1 else ''}on {dataset.day_of(earlier['start'][-1])}"
+    latest = f"{'the latest ' if len(earlier) > 1 else ''}on {max(dataset.day_of(earlier['start'][-1]), first)}"
     return f"{words.count(len(earlier), 'incident')} {over}{_judged(earlier)}; {latest}"
 
 

@@ -484,8 +484,8 @@ def notify(
         return
     with working(as_json):
         told = run(ws, night)
-    show(asdict(told), as_json, f"{name} {night}: {count(told.incidents, 'incident')}, {told.news} new, "
-         f"{told.recovered} recovered; told to {count(told.sent, 'target')}")  # fmt: skip
+    show(asdict(told), as_json, f"{name} {night}: {count(told.incidents, 'incident')}, {told.news:,} new, "
+         f"{told.recovered:,} recovered; told to {count(told.sent, 'target')}")  # fmt: skip
 
 
 @command(

@@ -38,6 +38,12 @@ def incident_link(dataset: str, day: date, incident: str) -> str | None:
     return None if url is None else url + incident_path(dataset, day, incident)
 
 
+def report_link(dataset: str, day: date) -> str | None:
+    """The address of a day's report; None where it is not known where Airflow is."""
+    url = airflow_url()
+    return None if url is None else f"{url}{PREFIX}/reports/{quote(dataset)}/{day}"
+
+
 def run_link(dag: str, run: str) -> str | None:
     """The address of a DAG run in Airflow; None where it is not known where Airflow is."""
     url = airflow_url()

@@ -1,6 +1,8 @@
 """A message to a person, and how it reads as plain text, in Markdown and in HTML.
 
-What comes from the data is escaped in each: it can neither form a link, nor a tag, nor call anybody by an `@`.
+What comes from the data is escaped in Markdown and HTML: it can form no tag and no mark, and an address or an `@` in it
+is broken by a space of no width, so that chats and mail programs make no link of it and call nobody. Plain text has it
+as it stands, for what reads it may be a program.
 """
 
 import re
@@ -14,6 +16,8 @@ OPEN = "Open the incident"
 
 # What Markdown takes for a mark: an underscore not within a word, a number only where it begins a line as in a list.
 _ACTIVE = re.compile(r"(?<=[^\W_])_+(?=[^\W_])|([\\`*\[\]<~_]|\|(?=\|)|(?<=\|)\||&(?=#?\w+;))")
+# By what a chat or a mail program knows an address, or a person.
+_CALLING = re.compile(r"(?i)://|www\.|@")
 _AT_START = re.compile(r"(?m)^([#>+=-])|^(\d+)([.)])(?=\s|$)")
 
 
@@ -99,10 +103,15 @@ def _markdown(message: Message) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` as it is read, whatever marks stand in it; nobody is called by an `@`."""
+    """`text` as it is read, whatever marks and addresses stand in it."""
     marked = _ACTIVE.sub(lambda m: f"\\{m[1]}" if m[1] else m[0], text)
     marked = _AT_START.sub(lambda m: f"\\{m[1]}" if m[1] else f"{m[2]}\\{m[3]}", marked)
-    return marked.replace("@", "@\N{ZERO WIDTH SPACE}")
+    return inert(marked)
+
+
+def inert(text: str) -> str:
+    """`text` as it is read, but with no address to make a link of, and no `@` to call somebody by."""
+    return _CALLING.sub(lambda m: f"{m[0]}\N{ZERO WIDTH SPACE}", text)
 
 
 def _markdown_link(label: str, url: str) -> str:
@@ -114,4 +123,4 @@ def _html(message: Message) -> str:
     """A page; addresses are shown, for the plain text that Apprise makes of it has no others."""
     from pipeline.rendering import environment
 
-    return environment().get_template("message.html.jinja").render(message=message)
+    return environment().get_template("message.html.jinja").render(message=message, inert=inert)

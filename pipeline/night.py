@@ -232,11 +232,6 @@ OVERWRITE, PLANNED = "it is asked for again", "the calendar has changed since it
 NAMED = 10  # entities that are not scored, by name
 
 
-def is_done(ws: Workspace, day: date) -> bool:
-    """Whether the day's incidents were made from today's input by today's champion, as `why_missing` has it."""
-    return not why_missing(ws, day, accepted(ws))
-
-
 def summary(ws: Workspace, day: date, page: Path | str, *, skipped: bool, entities: Sequence[str] = ()) -> Night:
     """What the tables say of a day that was scored, or of `entities` of it where they were scored alone."""
     made = day_states(ws, day)

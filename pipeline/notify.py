@@ -20,8 +20,8 @@ from pipeline.alerts import Target, complain, compose, list_targets, missing_var
 from pipeline.config import Dataset, Notify, Route
 from pipeline.errors import NightsiftError
 from pipeline.incidents import read_incidents
-from pipeline.links import incident_link
-from pipeline.message import Block, Form, Message, render
+from pipeline.links import incident_link, report_link
+from pipeline.message import Block, Form, Link, Message, render
 from pipeline.promise import read_promise
 from pipeline.report import report_file
 from pipeline.score import SILENCE
@@ -41,7 +41,7 @@ WORSE = 2.0  # so many times as severe as what was told of an entity, and its co
 class Notified:
     """What was said of `day` (ISO): of how many incidents it has, and how many of them were news.
 
-    message: what was sent, empty where nothing was; sent: how many targets took it; failed: the names of the others
+    message: what was sent, empty where nothing was; sent: how many targets took it
     recovered: of how many entities it was told that they are normal again, or send again
     """
 
@@ -49,7 +49,6 @@ class Notified:
     incidents: int
     message: str
     sent: int
-    failed: list[str]
     news: int = 0
     recovered: int = 0
 
@@ -79,12 +78,14 @@ class News:
     """What is to be told of a day.
 
     incidents: those that are new, the others are `known`; again: those of entities that were told of lately
+    heard: all of these as they are remembered: with the severity that was last told of their entity in full
     planned: those that the calendar explains; recovered: those that are over, with `since`
     summary: whether they are more than are told one by one; update: whether the day was told of before
     """
 
     incidents: pl.DataFrame
     known: int = 0
+    heard: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     planned: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     again: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=incidents_schema()))
     recovered: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=_recovered_schema()))
@@ -124,7 +125,7 @@ class Night:
     """What there is to tell of a day, whoever hears it.
 
     over: the incidents of the nights before that are over, with `since`; late: whether a later day has been scored
-    chance: how many incidents chance alone may have made, in words; report: where the report is
+    chance: how many incidents chance alone may have made, in words; report: where its file is
     """
 
     day: date
@@ -164,7 +165,7 @@ def notify(ws: Workspace, day: date, now: datetime | None = None) -> Notified:
         _remember(ws, night, target, news)
     complain(f"{ws.dataset.name} {day}", failed, len(targets))
     return Notified(
-        str(day), len(night.incidents), told[-1][1] if told else "", len(told), failed,
+        str(day), len(night.incidents), told[-1][1] if told else "", len(told),
         max((news.count for news, _ in told), default=0), max((len(news.back) for news, _ in told), default=0),
     )  # fmt: skip
 
@@ -240,12 +241,14 @@ def find_news(night: Night, target: Target, limits: Notify) -> News:
     told = night.memory.told.get(target.name, _stretches([]))
     before = told.filter(pl.col("day") < night.day)
     new = _unheard(open_ones, told.filter((pl.col("day") - night.day).abs() <= timedelta(days=1)))
-    again = _cooling(new, before, night.day - timedelta(days=limits.cooldown))
+    lately = told.filter(pl.col("day") >= night.day - timedelta(days=limits.cooldown))
+    again = _cooling(new, _worst(lately.filter(pl.col("day") < night.day)))
     single = new.join(again, on="incident_id", how="anti")
     heard = night.over.join(_unheard(night.over, before), on="incident_id", how="anti")
     return News(
         incidents=single,
         known=len(open_ones) - len(new),
+        heard=_as_heard(open_ones, single, _worst(lately)),
         planned=night.incidents.filter(pl.col("reason").is_not_null()),
         again=again,
         recovered=_unheard(heard, night.memory.recovered.get(target.name, _stretches([]))),
@@ -267,11 +270,25 @@ def _unheard(incidents: pl.DataFrame, heard: pl.DataFrame) -> pl.DataFrame:
     return incidents.join(known, on="incident_id", how="anti")
 
 
-def _cooling(incidents: pl.DataFrame, told: pl.DataFrame, first: date) -> pl.DataFrame:
-    """The incidents of whose entity one of that kind was told from the night `first` on, and none that is far worse."""
-    lately = told.filter(pl.col("day") >= first).group_by("entity", "kind").agg(pl.col("severity").max().alias("worst"))
+def _worst(told: pl.DataFrame) -> pl.DataFrame:
+    """The `worst` severity that was told of each entity and kind."""
+    return told.group_by("entity", "kind").agg(pl.col("severity").max().alias("worst"))
+
+
+def _cooling(incidents: pl.DataFrame, lately: pl.DataFrame) -> pl.DataFrame:
+    """The incidents of whose entity one of that kind was told `lately`, without those that are far worse."""
     far_worse = (pl.col("severity") >= WORSE * pl.col("worst")).fill_null(value=False)
     return incidents.join(lately, on=["entity", "kind"]).filter(~far_worse).select(incidents.columns)
+
+
+def _as_heard(incidents: pl.DataFrame, in_full: pl.DataFrame, lately: pl.DataFrame) -> pl.DataFrame:
+    """The incidents as they are remembered.
+
+    One that is only counted gets the severity that was told `lately`: it is what the next night is compared with, or an
+    entity that gets worse by less than twice a night would never be told in full again.
+    """
+    others = incidents.join(in_full, on="incident_id", how="anti").join(lately, on=["entity", "kind"], how="left")
+    return pl.concat([in_full, others.with_columns(severity="worst").select(in_full.columns)])
 
 
 def find_recovered(ws: Workspace, day: date) -> pl.DataFrame:
@@ -341,10 +358,13 @@ def _message(dataset: Dataset, night: Night, target: Target, news: News) -> Mess
 
 
 def build_message(dataset: Dataset, day: date, news: News, report: Path | None = None, chance: str = "") -> Message:
-    """The most severe entities first, each with all its incidents; then the rest in a line each; pure."""
+    """The most severe entities first, each with all its incidents; then the rest in a line each.
+
+    report: where its file is, which is told where it is not known where Airflow is, which shows it
+    """
     groups = _by_entity(words.ranked(news.incidents))
     shown = groups[:TOP] if news.summary else groups
-    left_out = groups[len(shown) :]
+    left_out, page = groups[len(shown) :], report_link(dataset.name, day) if report is not None else None
     notes = [
         words.budget_line(pl.concat(left_out), dataset.notify.most) if left_out else "",
         _named("Again, told of lately", [_again(group) for group in _by_entity(words.ranked(news.again))]),
@@ -352,10 +372,11 @@ def build_message(dataset: Dataset, day: date, news: News, report: Path | None =
         f"Told before: {words.count(news.known, 'incident')}" if news.known else "",
         words.planned_line(news.planned) if len(news.planned) else "",
         chance if news.incidents["severity"].count() + news.again["severity"].count() else "",
-        f"Report: {report}" if report is not None else "",
+        f"Report: {report}" if report is not None and page is None else "",
     ]
     blocks = tuple(_block(group, dataset, day) for group in shown)
-    return Message(_title(dataset, day, news), blocks, tuple(note for note in notes if note))
+    links = (Link("Report", page),) if page else ()
+    return Message(_title(dataset, day, news), blocks, tuple(note for note in notes if note), links)
 
 
 def _title(dataset: Dataset, day: date, news: News) -> str:
@@ -452,9 +473,8 @@ def _remember(ws: Workspace, night: Night, target: Target, news: News) -> None:
     before = read_state(ws, night.day, STEP)
     counts: dict[str, Any] = {"on": "", "singly": {}, "summary": [], "told": {}, "recovered": {}}
     counts |= before.counts if before else {}
-    concern = _concerning(target.route, night.incidents.filter(pl.col("reason").is_null()))
-    now = {"told": _rows(concern), "recovered": _rows(news.recovered.with_columns(severity=None))}
-    added = {what: [row for row in rows if row not in counts[what].get(target.name, [])] for what, rows in now.items()}
+    now = {"told": _rows(news.heard), "recovered": _rows(news.recovered.with_columns(severity=None))}
+    added = {what: _without_known(rows, counts[what].get(target.name, [])) for what, rows in now.items()}
     if not any(added.values()):
         return
     if counts["on"] != str(night.tonight):
@@ -465,6 +485,12 @@ def _remember(ws: Workspace, night: Night, target: Target, news: News) -> None:
     counts["singly"] = counts["singly"] | {target.name: singly}
     counts["summary"] = sorted({*counts["summary"], *([target.name] if news.summary and night.late else [])})
     write_state(ws, State(night.day, STEP, "", "", counts=counts))
+
+
+def _without_known(rows: list[list[Any]], known: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    """Those of the rows whose stretch is not among `known`."""
+    stretches = {tuple(row[:4]) for row in known}
+    return [row for row in rows if tuple(row[:4]) not in stretches]
 
 
 def _rows(incidents: pl.DataFrame) -> list[list[Any]]:

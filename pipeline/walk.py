@@ -21,6 +21,7 @@ from pipeline.words import (
     duration,
     feature_label,
     in_words,
+    local_time,
     number,
     percent,
     rarity,
@@ -68,10 +69,7 @@ def _driven_by(incident: Mapping[str, Any]) -> str:
 
 
 def _local(moment: datetime, dataset: Dataset, form: str = "%Y-%m-%d %H:%M") -> str:
-    """The time in the dataset's zone; an hour that comes twice names its offset."""
-    local = moment.astimezone(dataset.tz)
-    twice = local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()
-    return f"{local:{form}}" + (f" {local:%Z}" if twice else "")
+    return local_time(moment, dataset.tz, form)
 
 
 def _when(incident: Mapping[str, Any], dataset: Dataset) -> str:

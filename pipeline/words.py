@@ -90,26 +90,37 @@ def clean_text(value: object) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def clock(moment: datetime, zone: ZoneInfo, day: date, *, seconds: bool = False, suffix: str = "") -> str:
-    """The time of day in `zone`, with its date in front where that is not `day`; `24:00` at the end of `day`."""
+def local_time(moment: datetime, zone: ZoneInfo, form: str, *, offset: bool = False) -> str:
+    """The time in `zone` as `strftime` writes it, with its `offset`, such as `02:30 CEST`, where it comes twice too."""
+    local = moment.astimezone(zone)
+    twice = local.utcoffset() != local.replace(fold=1 - local.fold).utcoffset()
+    return local.strftime(form) + (f" {local:%Z}" if twice or offset else "")
+
+
+def clock(moment: datetime, zone: ZoneInfo, day: date, *, seconds: bool = False, offset: bool = False) -> str:
+    """The time of day in `zone`, with its date in front where that is not `day`; `24:00` at the end of `day`.
+
+    It names its `offset`; also an hour that comes twice does.
+    """
     local = moment.astimezone(zone)
     form = "%H:%M:%S" if seconds else "%H:%M"
     if local.date() == day + timedelta(days=1) and (local.hour, local.minute, local.second) == (0, 0, 0):
-        return "24:00" + suffix
-    text = local.strftime(form) + suffix
+        return local_time(moment, zone, "24:00", offset=offset)
+    text = local_time(moment, zone, form, offset=offset)
     return text if local.date() == day else f"{local.date()} {text}"
 
 
 def stretch(start: datetime, end: datetime, zone: ZoneInfo, day: date) -> str:
-    """`from 14:02 to 15:40 UTC`, or `at 14:02 UTC` for a single moment; an hour that comes twice names its offset."""
+    """`from 14:02 to 15:40 UTC`, or `at 14:02 UTC` for a single moment.
+
+    Times name their offsets where these differ, or where they come twice.
+    """
     begin, stop = start.astimezone(zone), end.astimezone(zone)
     seconds = end - start < SHORT and (begin.second, stop.second) != (0, 0)
     if start == end:
         return f"at {clock(start, zone, day, seconds=seconds)} {zone.key}"
-    twice = begin.utcoffset() != stop.utcoffset()
-    first, last = (
-        clock(t, zone, day, seconds=seconds, suffix=f" {t.astimezone(zone):%Z}" if twice else "") for t in (start, end)
-    )
+    offset = begin.utcoffset() != stop.utcoffset()
+    first, last = (clock(t, zone, day, seconds=seconds, offset=offset) for t in (start, end))
     return f"from {first} to {last} {zone.key}"
 
 

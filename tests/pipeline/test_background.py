@@ -64,6 +64,19 @@ def test_a_night_with_several_incidents_has_the_state_of_most_weight() -> None:
     assert past(night_before(1, "dismissed"), night_before(1, "open") | same).nights[-1] == "open"
 
 
+def test_an_incident_over_midnight_is_one_of_each_of_its_nights() -> None:
+    """The night in which it began is not quiet; sentence, strip and spoken text name it, also where it ends tonight."""
+    over = night_before(5, "confirmed") | {"start": at("23:50") - timedelta(days=6)}
+    found = past(over)
+    assert found.told == "1 incident in the 28 nights before, confirmed; on 2026-03-19"
+    assert found.nights == ("quiet",) * 22 + ("confirmed",) * 2 + ("quiet",) * 4
+    assert found.spoken == "incidents of the 28 nights before: 2026-03-19: confirmed; 2026-03-20: confirmed"
+    tonight = past(over | {"start": at("23:50") - timedelta(days=1), "day": DAY})
+    assert (tonight.told[-10:], tonight.nights[-2:]) == ("2026-03-24", ("quiet", "confirmed"))
+    long = past(over | {"start": at("23:50") - timedelta(days=40), "day": DAY - timedelta(days=27)})
+    assert (long.told[-10:], long.nights[:3]) == ("2026-02-25", ("confirmed", "confirmed", "quiet"))
+
+
 def test_an_incident_that_goes_on_is_not_its_own_past() -> None:
     """What began the night before and still lasts has the same id, and is no earlier incident."""
     mine = incident_id("pump-1", at("14:00"), "anomaly")

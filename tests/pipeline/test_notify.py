@@ -130,7 +130,7 @@ def told_of(message: Message) -> list[str]:
 
 
 def test_message_says_what_where_since_when_how_sure_and_where_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block an entity, the most severe first, then how many are known, or planned, then the report's path."""
+    """A block an entity, the most severe first, then how many are known, or planned, then the report."""
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example/")
     found = frame(*(anomaly(f"pump-{i}", 1.0 + i) for i in range(8)))
     planned = frame(anomaly("pump-9", 3.0, reason="seal change"))
@@ -149,12 +149,15 @@ def test_message_says_what_where_since_when_how_sure_and_where_there_is_more(mon
         "Told before: 2 incidents",
         "1 incident is explained by the calendar (seal change)",
         "Chance alone makes one",
-        "Report: /reports/pumps/2026-03-25.html",
+        "Report: https://airflow.example/nightsift/reports/pumps/2026-03-25",
     ]
+    assert "[Report](https://airflow.example/nightsift/reports/pumps/2026-03-25)" in render(message, "markdown")
 
 
-def test_without_airflows_address_the_report_is_where_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No block has a link that leads nowhere."""
+def test_without_airflows_address_the_file_of_the_report_is_where_there_is_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No block has a link that leads nowhere, nor has the report."""
     monkeypatch.delenv("AIRFLOW__API__BASE_URL", raising=False)
     monkeypatch.setattr("pipeline.links.airflow_url", lambda: None)
     message = build_message(dataset(), DAY, News(frame(anomaly("pump-1", 2.0))), Path("/r.html"))
@@ -231,7 +234,7 @@ def test_every_target_receives_the_message(
     monkeypatch.setenv("TEAM", f"{server.url}, {server.url}")
     ws = night(tmp_path, frame(anomaly("pump <&> 1", 4.0)), "OPS", "TEAM")
     result = notify(ws, DAY)
-    assert (result.incidents, result.sent, result.failed) == (1, 3, [])
+    assert (result.incidents, result.sent) == (1, 3)
     assert len(server.received) == 3
     assert server.received[0]["title"] == "pumps: 1 incident on 2026-03-25"
     assert "pump <&> 1: from 14:02 to 15:40 UTC" in server.received[0]["message"]
@@ -346,6 +349,20 @@ def test_a_silence_that_goes_on_is_told_once(tmp_path: Path, server: Server, mon
         find(ws, frame({**begin, "end": at("00:00") + timedelta(days=n + 1)}), day)
         assert notify(ws, day).sent == (1 if n == 0 else 0)
     assert said(server) == ["pumps: 1 incident on 2026-03-25"]
+
+
+def test_a_second_address_in_a_variable_makes_the_first_hear_nothing_twice(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was told stays the target it was; the new one is told of a night that is run again."""
+    other = Server()
+    monkeypatch.setenv("OPS", server.url)
+    ws = night(tmp_path, frame(anomaly("pump-1", 2.0)), "OPS")
+    notify(ws, DAY)
+    monkeypatch.setenv("OPS", f"{server.url} {other.url}")
+    notify(ws, DAY)
+    other.stop()
+    assert (len(server.received), len(other.received)) == (1, 1)
 
 
 def test_a_target_that_failed_is_told_later_and_the_other_not_again(
@@ -514,6 +531,20 @@ def test_what_is_twice_as_severe_or_of_another_kind_breaks_the_cool_down(
     assert "pump-1: from 14:02" in said[1]
     assert "pump-2: sent nothing from 10:00" in said[1]
     assert "lately: pump-3 (1 incident, up to 3.9 × the threshold)" in said[1]
+
+
+def test_who_gets_worse_night_by_night_is_compared_with_what_was_last_told_in_full(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Less than twice a night, yet twice what was told, is told; a second run, and late data, forget nothing of it."""
+    monkeypatch.setenv("OPS", server.url)
+    ws, told = workspace(tmp_path, "OPS"), []
+    for n, severity in enumerate((2, 3.5, 6.5, 12, 23, 45)):
+        told += nights(ws, frame(shifted(anomaly("pump-1", severity), n)), first=DAY + timedelta(days=n))
+        late = frame(shifted(anomaly("pump-1", severity * 10, "14:00"), n))
+        assert nights(ws, late, first=DAY + timedelta(days=n)) == [""]
+    assert ["pump-1: from 14:02" in text for text in told] == [True, False, True, False, True, False]
+    assert ["Again, told of lately: pump-1" in text for text in told] == [False, True, False, True, False, True]
 
 
 def test_the_cool_down_is_as_long_as_the_yaml_says(
@@ -691,8 +722,8 @@ def test_a_dry_run_shows_what_each_target_would_be_sent_and_sends_nothing(
     find(ws, frame(anomaly("pump-1", 2.0)))
     seen = preview(ws, DAY)
     assert [(one.target, one.form, one.title) for one in seen] == [
-        ("OPS (1 of 2)", "text", "pumps: 1 incident on 2026-03-25"),
-        ("OPS (2 of 2)", "markdown", "pumps: 1 incident on 2026-03-25"),
+        ("OPS", "text", "pumps: 1 incident on 2026-03-25"),
+        ("OPS (2)", "markdown", "pumps: 1 incident on 2026-03-25"),
         ("ONCALL", "text", ""),
         ("NOBODY", "text", "pumps: 1 incident on 2026-03-25"),
     ]

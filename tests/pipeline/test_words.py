@@ -91,6 +91,23 @@ def test_stretch_over_an_hour_that_comes_twice() -> None:
     assert text == "from 02:30 CEST to 02:30 CET Europe/Berlin"
 
 
+@pytest.mark.parametrize(
+    ("start", "minutes", "text"),
+    [
+        ("00:10", 30, "from 02:10 CEST to 02:40 CEST Europe/Berlin"),
+        ("01:10", 30, "from 02:10 CET to 02:40 CET Europe/Berlin"),
+        ("01:10", 0, "at 02:10 CET Europe/Berlin"),
+        ("01:50", 30, "from 02:50 CET to 03:20 Europe/Berlin"),
+        ("00:50", 90, "from 02:50 CEST to 03:20 CET Europe/Berlin"),
+    ],
+)
+def test_a_time_within_an_hour_that_comes_twice_names_its_offset(start: str, minutes: int, text: str) -> None:
+    """Also where both ends lie in the same of the two hours; a time that comes once does where the offset changes."""
+    begin = datetime.fromisoformat(f"2026-10-25T{start}Z")
+    zone, day = ZoneInfo("Europe/Berlin"), date(2026, 10, 25)
+    assert words.stretch(begin, begin + timedelta(minutes=minutes), zone, day) == text
+
+
 def frame(*rows: dict) -> pl.DataFrame:
     schema = incidents_schema()
     return pl.DataFrame([{name: row.get(name) for name in schema} for row in rows], schema=schema)
