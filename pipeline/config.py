@@ -760,6 +760,8 @@ def read_dataset(file: Path) -> Dataset:
         raise ConfigError(
             f"{_show(file)}: name: is {data['name']!r} but the file is called {file.name}; make them equal"
         )
+    if "file" in data:  # a field of ours, and no key of the YAML
+        raise ConfigError(_explain(file, {"type": "extra_forbidden", "loc": ("file",), "msg": ""}))
     try:
         return Dataset(**{"name": file.stem, **data, "file": file.absolute()})
     except ValidationError as error:

@@ -80,6 +80,7 @@ def test_a_yaml_gives_name_file_and_defaults(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"colour": "red"}, "colour: there is no such key.*allowed here: .*cadence"),
+        ({"file": "x.yaml"}, "file: there is no such key.*allowed here: .*cadence"),
         ({"entitty": "pump"}, "entitty: there is no such key; did you mean entity"),
         ({"kind": "sensors"}, "kind: .*'sensor' or 'transaction'.*given: 'sensors'"),
         ({"cadence": None}, "a sensor dataset needs cadence"),
