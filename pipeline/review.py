@@ -387,7 +387,7 @@ def _columns(head: list[str] | str) -> list[str]:
 def _said(row: Mapping[str, str]) -> Verdict | None:
     """What a row's cells, by column, say; None where that is nothing."""
     incident, verdict = (as_written(row.get(name, "").strip()).casefold() for name in ("id", "verdict"))
-    said = _tidy(Verdict(incident, verdict, as_written(row.get("note", "").strip())))
+    said = _tidy(Verdict(incident, verdict, as_written(row.get("note", ""))))
     return said if verdict or said.note else None
 
 
