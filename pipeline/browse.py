@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 
 import polars as pl
 
+from pipeline.config import YEARS
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.lake import UNREADABLE
 from pipeline.review import KINDS, OPEN, SAID, STATES, choose, read_reviewed
@@ -28,7 +29,6 @@ PAGE = 50  # incidents on a page
 NIGHTS = 7  # nights that are shown where none are asked for: the latest, and those before it
 MOST_NIGHTS = 400
 SORTS = ("severity", "time")
-EDGES = date(1900, 1, 1), date(2200, 12, 31)  # beyond them no night is asked for, and a calendar may end
 _FOLDERS = re.compile(r"""(?<![\w./])(?:\w+:/)?/[^\s'"]*/""")  # in a sentence
 
 
@@ -92,10 +92,9 @@ def _day(given: Mapping[str, str], name: str) -> date | None:
 
 
 def bounded(day: date) -> date:
-    """The day; raises `ConfigError` for one that lies beyond `EDGES`."""
-    first, last = EDGES
-    if not first <= day <= last:
-        raise ConfigError(f"{day} is no day between {first} and {last}")
+    """The day; raises `ConfigError` for one of a year that is none of `YEARS`: a calendar may end there."""
+    if day.year not in YEARS:
+        raise ConfigError(f"{day} is no day between {YEARS[0]}-01-01 and {YEARS[-1]}-12-31")
     return day
 
 

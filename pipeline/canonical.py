@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.config import Dataset
+from pipeline.config import YEARS, Dataset
 from pipeline.errors import GateRefusedError
 from pipeline.tables import MOMENT, canonical_schema
 
@@ -256,7 +256,7 @@ def _name_problems(values: pl.Series, name: str) -> pl.Series:
 
 def _complete(cells: pl.Series, name: str, times: pl.Series, problems: pl.Series) -> Cells:
     """Times within sensible years, with a message for every cell that gave none."""
-    sensible = times.dt.year().is_between(1900, 2200)
+    sensible = times.dt.year().is_between(YEARS[0], YEARS[-1])
     times = times.set(~sensible.fill_null(True), None)
     if times.null_count() == 0 and problems.null_count() == problems.len():
         return Cells(times, problems)

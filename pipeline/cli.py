@@ -17,7 +17,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import completion
-from pipeline.config import Dataset, Home, dataset_names, datasets_dir, load_dataset
+from pipeline.config import YEARS, Dataset, Home, dataset_names, datasets_dir, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.terminal import LogLines, err, fail, out, plain, print_table, say, show, width, working, wrapped
 
@@ -76,7 +76,6 @@ Nights = Annotated[
 ]
 Entities = Annotated[list[str] | None, typer.Option("--entity", help="these alone: a name or glob, once for each")]
 Severity = Annotated[float | None, typer.Option("--severity", help="at least as severe, in times the threshold")]
-YEARS = range(1900, 2201)  # that a day may be of, as those of the data
 AnyState = Literal["open", "confirmed", "dismissed", "all"]
 
 

@@ -33,6 +33,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pipeline.errors import ConfigError
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+YEARS = range(1900, 2201)  # of which a day may be that data has, or that somebody asks for
 LONGEST = 100 * 366 * 86400  # seconds; a longer duration is a typing error
 # Windows before a day that a sensor is scored over too, for smoothing and slow baseline to settle.
 WARM_UP = 16

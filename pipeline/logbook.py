@@ -201,7 +201,7 @@ def _incident_row(dataset: Dataset, day: date, incident: Mapping[str, Any]) -> t
     return (
         words.who(incident), start, end,
         None if severity is None else round(severity, 2),
-        "sent nothing" if silent else words.drivers_in_words(incident, most=3),
+        words.what_drove(incident, most=3),
         "" if silent else words.rarity(incident["p_value"]),
         incident["state"], words.clean_text(incident["reason"] or ""),
         links.incident_link(dataset.name, day, incident["incident_id"]) or "",

@@ -34,7 +34,7 @@ from pipeline.score import (
     read_scored,
     score_shard,
 )
-from pipeline.state import State, day_states, read_state, state_of, states, write_state
+from pipeline.state import State, day_states, newest_day, read_state, state_of, states, write_state
 from pipeline.tables import clean_schema, key_schema, scores_schema
 from pipeline.workspace import Workspace
 
@@ -299,7 +299,7 @@ def log_night(ws: Workspace, day: date, seconds: Mapping[str, float] | None = No
 
 def send_metrics(ws: Workspace, day: date, numbers: Mapping[str, float], now: datetime) -> None:
     """Send the night's numbers, and its `delay` in seconds after the end of the day, if no later night is scored."""
-    if states(ws, "score")["day"].max() == day:
+    if newest_day(ws, "score") == day:
         delay = (now - ws.dataset.day_bounds(day)[1]).total_seconds()
         metrics.gauges(ws.dataset.name, {**numbers, "delay": delay})
 

@@ -25,7 +25,7 @@ from pipeline.message import Block, Form, Link, Message, render
 from pipeline.promise import read_promise
 from pipeline.report import report_file
 from pipeline.score import SILENCE
-from pipeline.state import State, read_state, state_of, states, write_state
+from pipeline.state import State, newest_day, read_state, state_of, states, write_state
 from pipeline.tables import EVERYONE, incidents_schema, stretches_schema
 from pipeline.workspace import Workspace
 
@@ -436,8 +436,8 @@ def _severity(incident: Mapping[str, Any]) -> list[str]:
 
 def _is_late(ws: Workspace, day: date) -> bool:
     """Whether a later day has been scored: then `day` is not the night that somebody waits for."""
-    latest = states(ws, "score")["day"].max()
-    return isinstance(latest, date) and latest > day
+    latest = newest_day(ws, "score")
+    return latest is not None and latest > day
 
 
 def _recall(ws: Workspace, day: date, tonight: date) -> Memory:

@@ -136,7 +136,7 @@ def _row(row: Mapping[str, Any], dataset: Dataset, question: Question, reader: R
         day=str(row["day"]),
         when=words.stretch(row["start"], row["end"], dataset.tz, row["day"]),
         severity=_severity(row),
-        drivers="sent nothing" if row["kind"] == "silent" else words.drivers_in_words(row) or words.NOTHING,
+        drivers=words.what_drove(row) or words.NOTHING,
         state=row["state"],
         said="" if row["state"] == OPEN else _said(row),
         reason=words.clean_text(row["reason"] or ""),

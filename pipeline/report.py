@@ -363,7 +363,7 @@ def _entry(rank: int, incident: Mapping[str, Any], known: _Known, detail: Detail
     left, right = (min(max((t - first) / (last - first), 0.0), 1.0) * 100 for t in (start, end))
     rows = None if detail is None else known.rows.get(incident["entity"])
     peak = {} if rows is None else _row_at(rows, incident["peak_time"])
-    details = tuple(_driver(d, dataset, peak) for d in _leading(incident))
+    details = tuple(_driver(d, dataset, peak) for d in words.leading(incident, None, words.LEAST))
     link = incident_link(dataset.name, day, incident["incident_id"])
     entry = Entry(
         rank=rank,
@@ -429,11 +429,6 @@ def _story(incident: Mapping[str, Any], dataset: Dataset, details: tuple[Driver,
     return f"{opening} At the peak, {name} was {lead.observed}{expected}."
 
 
-def _leading(incident: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The drivers that are worth a word: the first, and those that made at least a hundredth of the score."""
-    return [driver for i, driver in enumerate(incident["drivers"] or []) if i == 0 or driver["share"] >= 0.01]
-
-
 def _row_at(rows: pl.DataFrame, moment: datetime) -> dict[str, Any]:
     """The row of one entity at `moment`; of several the strangest; empty where there is none."""
     found = rows.filter(pl.col("event_time") == moment).sort("score", descending=True, nulls_last=True)
@@ -481,7 +476,9 @@ def _chart(incident: Mapping[str, Any], entity_rows: pl.DataFrame, dataset: Data
         axis = event_axis(*around, points=detail.points)
     else:
         axis = clock_axis(*around, dataset.cadence.total_seconds(), detail.points)
-    drivers = [d for d in _leading(incident) if d["feature"] in dataset.channels][: detail.drivers]
+    drivers = [d for d in words.leading(incident, None, words.LEAST) if d["feature"] in dataset.channels][
+        : detail.drivers
+    ]
     panels = [_panel(rows, axis, driver, incident, dataset) for driver in drivers]
     panels.append(_score_panel(rows, axis, incident))
     return Chart(panels, axis, dots=dataset.cadence is None)

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError
 from pipeline.incidents import incident_id, read_incidents
 from pipeline.score import matching
 from pipeline.tables import incidents_schema, verdicts_schema
-from pipeline.words import clean_text, drivers_in_words, listing, who
+from pipeline.words import clean_text, listing, what_drove, who
 from pipeline.workspace import Workspace
 
 VERDICTS = ("confirmed", "dismissed")
@@ -292,8 +292,7 @@ def sheet(reviewed: pl.DataFrame, ws: Workspace) -> str:
     for row in reviewed.iter_rows(named=True):
         start, end = (row[name].astimezone(ws.dataset.tz).isoformat(" ", "seconds") for name in ("start", "end"))
         severity = "" if row["severity"] is None else f"{row['severity']:.2f}"
-        driven_by = "sent nothing" if row["kind"] == "silent" else drivers_in_words(row)
-        cells = (row["incident_id"], who(row), start, end, severity, driven_by, row["state"], "", "")
+        cells = (row["incident_id"], who(row), start, end, severity, what_drove(row), row["state"], "", "")
         writer.writerow(harmless(cell) for cell in cells)
     return text.getvalue()
 

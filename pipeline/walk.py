@@ -13,19 +13,21 @@ from pipeline.links import incident_link
 from pipeline.review import LONGEST_NOTE, OPEN, WITHDRAWN, history, latest_verdicts, record
 from pipeline.terminal import Column, wrapped
 from pipeline.words import (
+    LEAST,
     MONTHS,
     NOTHING,
     clean_text,
     count,
-    drivers_in_words,
     duration,
     feature_label,
     in_words,
+    leading,
     local_time,
     number,
     percent,
     rarity,
     stretch,
+    what_drove,
     who,
 )
 from pipeline.workspace import Workspace
@@ -33,7 +35,6 @@ from pipeline.workspace import Workspace
 STYLES = {OPEN: "bold yellow", "confirmed": "red", "dismissed": "green"}
 KEYS = {"c": "confirmed", "d": "dismissed", "s": "skip", "n": "note", "u": "undo", "q": "quit"}
 NAMED = 3  # drivers, and earlier verdicts, that are told of one incident
-LEAST = 0.01  # share of the score from which on a later driver is told
 LABEL = 12  # characters of the words in front
 
 
@@ -47,10 +48,10 @@ def in_columns(incidents: pl.DataFrame, dataset: Dataset) -> list[list[Column]]:
     first, last = ([_local(row[end], dataset) for row in rows] for end in ("start", "end"))
     planned = [clean_text(row["reason"] or "") for row in rows]
     wide = [ids, entity, Column("from", first), Column("to", last), severity, state,
-            Column("driven by", [_driven_by(row) for row in rows])]  # fmt: skip
+            Column("driven by", [what_drove(row) for row in rows])]  # fmt: skip
     if any(planned):
         wide.append(Column("calendar", planned))
-    short = [f"calendar: {reason}" if reason else _driven_by(row) for row, reason in zip(rows, planned, strict=True)]
+    short = [f"calendar: {reason}" if reason else what_drove(row) for row, reason in zip(rows, planned, strict=True)]
     when = Column("when", [_when(row, dataset) for row in rows])
     drivers = Column("driven by", short, least=10)
     return [
@@ -62,10 +63,6 @@ def in_columns(incidents: pl.DataFrame, dataset: Dataset) -> list[list[Column]]:
 
 def _severity(incident: Mapping[str, Any]) -> str:
     return NOTHING if incident["severity"] is None else f"{incident['severity']:.2f}"
-
-
-def _driven_by(incident: Mapping[str, Any]) -> str:
-    return "sent nothing" if incident["kind"] == "silent" else drivers_in_words(incident)
 
 
 def _local(moment: datetime, dataset: Dataset, form: str = "%Y-%m-%d %H:%M") -> str:
@@ -102,8 +99,7 @@ def _told(ws: Workspace, incident: Mapping[str, Any]) -> Iterator[tuple[str, str
         peak, threshold = number(incident["peak_score"]), number(incident["threshold"])
         yield "severity", f"{_severity(incident)}: the score reached {peak}, the threshold is {threshold}"
         yield "how rare", rarity(incident["p_value"])
-    drivers = [d for i, d in enumerate(incident["drivers"] or []) if i == 0 or (i < NAMED and d["share"] >= LEAST)]
-    for label, driver in zip(["driven by", *[""] * NAMED], drivers, strict=False):
+    for label, driver in zip(["driven by", *[""] * NAMED], leading(incident, NAMED, LEAST), strict=False):
         yield label, _driver(driver, dataset)
     if incident["reason"]:
         yield "calendar", clean_text(incident["reason"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a message about a failure is written where nothing heavy is
     from pipeline.score import Scored
 
 NOTHING = "–"
+LEAST = 0.01  # share of the score from which on a later driver is told, where there is room
 # Up to this long, a stretch of time is told to the second.
 SHORT = timedelta(minutes=10)
 MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
@@ -208,9 +209,17 @@ def drivers_in_words(incident: Mapping[str, Any], most: int = 2) -> str:
     return listing([f"{feature_label(d['feature'])} ({percent(d['share'])})" for d in leading(incident, most)])
 
 
-def leading(incident: Mapping[str, Any], most: int = 2) -> list[Mapping[str, Any]]:
-    """The drivers that are worth a word: the first, and the later ones up to `most` from a tenth of the score on."""
-    return [d for i, d in enumerate(incident["drivers"] or []) if i == 0 or (i < most and d["share"] >= 0.1)]
+def what_drove(incident: Mapping[str, Any], most: int = 2) -> str:
+    """The leading drivers, as `drivers_in_words` has them; of a silence, that nothing was sent."""
+    return "sent nothing" if incident["kind"] == "silent" else drivers_in_words(incident, most)
+
+
+def leading(incident: Mapping[str, Any], most: int | None = 2, least: float = 0.1) -> list[Mapping[str, Any]]:
+    """The drivers that are worth a word: the first, and those up to `most` (None: all) that made `least` of the score.
+
+    `least` is a share of one.
+    """
+    return [d for i, d in enumerate((incident["drivers"] or [])[:most]) if i == 0 or d["share"] >= least]
 
 
 def incident_line(incident: Mapping[str, Any], dataset: Dataset, day: date) -> str:
