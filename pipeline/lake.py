@@ -6,19 +6,25 @@ and nothing else. Two writers that collide are told apart by Delta's conflict ch
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import polars as pl
+import pyarrow as pa
 import stamina
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.errors import NightsiftError
 
+Frames = Callable[[], Iterator[pl.DataFrame]]
+
+BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
 # What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
 UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
@@ -71,24 +77,27 @@ class Lake:
             for name, dtype in full.items()
         )
 
-    def replace(self, table: str, day: date, frame: pl.DataFrame, *, where: str | None = None, **note: str) -> None:
+    def replace(
+        self, table: str, day: date, frame: pl.DataFrame | Frames, *, where: str | None = None, **note: str
+    ) -> None:
         """Make `frame` the whole content of `day` in `table`, atomically; an empty frame empties the day.
 
-        `where` narrows what is replaced to a SQL predicate within the day. `note` goes into the commit's metadata (who
-        wrote and why); rows hold nothing that changes from run to run. Raises `NightsiftError` when other writers won
-        every try.
+        Rows that do not fit into memory come as a function that yields them frame by frame, at least one, all with the
+        same columns; it is called again where another writer came first. `where` narrows what is replaced to a SQL
+        predicate within the day. `note` goes into the commit's metadata (who wrote and why); rows hold nothing that
+        changes from run to run. Raises `NightsiftError` when other writers won every try.
         """
-        frame = frame.with_columns(pl.lit(day, dtype=pl.Date).alias("day"))
+        frames = (lambda: iter([frame])) if isinstance(frame, pl.DataFrame) else frame
         predicate = f"day = '{day}'" + (f" AND {where}" if where else "")
-        self._commit(table, frame.select("day", pl.exclude("day")), predicate, note)
+        self._commit(table, lambda: (_of_day(part, day) for part in frames()), predicate, note)
 
     def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing", **note: str) -> None:
         """Make `frame` (with its `day` column) all that `table` holds of the file `source`, in one commit."""
-        self._commit(table, frame, f"source = {quote(source)}", note, partitions=["day", "source"])
+        self._commit(table, lambda: iter([frame]), f"source = {quote(source)}", note, partitions=["day", "source"])
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows to an append-only table."""
-        self._commit(table, frame, None, {})
+        self._commit(table, lambda: iter([frame]), None, {})
 
     def landed(self, table: str = "landing", *more: str) -> pl.DataFrame:
         """What a table of source files holds, from its metadata alone; one line a data file.
@@ -142,7 +151,7 @@ class Lake:
     def _commit(
         self,
         table: str,
-        frame: pl.DataFrame,
+        frames: Frames,
         predicate: str | None,
         note: dict[str, str],
         partitions: list[str] | None = None,
@@ -153,7 +162,7 @@ class Lake:
         try:
             for attempt in stamina.retry_context(on=_collided, attempts=10, timeout=120, wait_initial=0.05, wait_max=3):
                 with attempt:
-                    _write(uri, frame, predicate, partitions or ["day"], note)
+                    _write(uri, frames(), predicate, partitions or ["day"], note)
         except (OSError, DeltaError) as error:
             why = _one_line(error)
             raise NightsiftError(f"could not write {uri}: {why}. Nothing was changed; run the step again") from error
@@ -182,13 +191,25 @@ def _one_line(error: Exception) -> str:
     return ": ".join(line.strip() for line in plain.splitlines() if line.strip())
 
 
-def _write(uri: str, frame: pl.DataFrame, predicate: str | None, partitions: list[str], note: dict[str, str]) -> None:
-    arrow = frame.to_arrow()
+def _of_day(frame: pl.DataFrame, day: date) -> pl.DataFrame:
+    return frame.select(pl.lit(day, dtype=pl.Date).alias("day"), pl.exclude("day"))
+
+
+def _write(
+    uri: str, frames: Iterator[pl.DataFrame], predicate: str | None, partitions: list[str], note: dict[str, str]
+) -> None:
+    first = next(frames).to_arrow()
+    batches = (
+        batch
+        for part in chain([first], (frame.to_arrow() for frame in frames))
+        for batch in part.to_batches(max_chunksize=BATCH)
+    )
+    arrow = pa.RecordBatchReader.from_batches(first.schema, batches)
     try:
         table = DeltaTable(uri)
     except TableNotFoundError:
         # Creating is a commit of its own: losing it to another creator loses no rows.
-        table = DeltaTable.create(uri, arrow.schema, partition_by=partitions, mode="ignore")
+        table = DeltaTable.create(uri, first.schema, partition_by=partitions, mode="ignore")
     properties = CommitProperties(custom_metadata=note) if note else None
     if predicate is None:
         write_deltalake(table, arrow, mode="append", commit_properties=properties)

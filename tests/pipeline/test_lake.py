@@ -35,6 +35,21 @@ def test_a_table_that_does_not_exist_is_empty(lake):
     assert lake.version("clean") == -1
 
 
+def test_a_day_is_replaced_by_frames_that_come_one_by_one(lake):
+    """All of them in one commit, and none of them where making one of them fails."""
+    lake.replace("clean", DAY, lambda: iter([frame(1, 2), frame(), frame(3)]))
+    assert values(lake, DAY, DAY) == [1, 2, 3]
+    assert lake.version("clean") == 1  # created, then written once
+
+    def broken():
+        yield frame(4)
+        raise NightsiftError("the second cannot be made")
+
+    with pytest.raises(NightsiftError, match="the second cannot be made"):
+        lake.replace("clean", DAY, broken)
+    assert values(lake, DAY, DAY) == [1, 2, 3]
+
+
 def test_replace_touches_its_own_day_only_and_is_one_commit(lake):
     """Another day keeps its rows; the same day has the new ones only."""
     lake.replace("clean", DAY, frame(1, 2))
