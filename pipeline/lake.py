@@ -56,17 +56,23 @@ class Lake:
         return DeltaTable(self.uri(table)).version() if self.exists(table) else -1
 
     def scan(
-        self, table: str, schema: dict[str, Any], first: date | None = None, last: date | None = None
+        self,
+        table: str,
+        schema: dict[str, Any],
+        first: date | None = None,
+        last: date | None = None,
+        version: int | None = None,
     ) -> pl.LazyFrame:
         """The rows of the days from `first` to `last` (both included; None: no bound), lazily, with `schema`.
 
         `schema` gives the frame its columns where the table does not exist yet, and where it lacks a column that was
-        declared since (filled with nulls).
+        declared since (filled with nulls). `version` is that of the table to be read, its newest by default; -1 is one
+        without rows.
         """
         full = {"day": pl.Date, **schema}
-        if not self.exists(table):
+        if version == -1 or not self.exists(table):
             return pl.LazyFrame(schema=full)
-        frame = pl.scan_delta(self.uri(table))
+        frame = pl.scan_delta(self.uri(table), version=version)
         present = frame.collect_schema().names()
         if first is not None:
             frame = frame.filter(pl.col("day") >= first)
@@ -79,8 +85,10 @@ class Lake:
 
     def replace(
         self, table: str, day: date, frame: pl.DataFrame | Frames, *, where: str | None = None, **note: str
-    ) -> None:
+    ) -> int:
         """Make `frame` the whole content of `day` in `table`, atomically; an empty frame empties the day.
+
+        Returns how many rows the table then holds of the day, by the metadata of that commit.
 
         Rows that do not fit into memory come as a function that yields them frame by frame, at least one, all with the
         same columns; it is called again where another writer came first. `where` narrows what is replaced to a SQL
@@ -89,7 +97,9 @@ class Lake:
         """
         frames = (lambda: iter([frame])) if isinstance(frame, pl.DataFrame) else frame
         predicate = f"day = '{day}'" + (f" AND {where}" if where else "")
-        self._commit(table, lambda: (_of_day(part, day) for part in frames()), predicate, note)
+        written = self._commit(table, lambda: (_of_day(part, day) for part in frames()), predicate, note)
+        files = pl.DataFrame(written.get_add_actions(flatten=True))
+        return int(files.filter(pl.col("partition.day") == day)["num_records"].sum())
 
     def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing", **note: str) -> None:
         """Make `frame` (with its `day` column) all that `table` holds of the file `source`, in one commit."""
@@ -99,16 +109,17 @@ class Lake:
         """Add rows to an append-only table."""
         self._commit(table, lambda: iter([frame]), None, {})
 
-    def landed(self, table: str = "landing", *more: str) -> pl.DataFrame:
+    def landed(self, table: str = "landing", *more: str, version: int | None = None) -> pl.DataFrame:
         """What a table of source files holds, from its metadata alone; one line a data file.
 
         The columns are day, source, source_digest, the columns in `more` that are constant in a data file, and rows.
+        `version` is as in `scan`.
         """
         told = ("source_digest", *more)
-        if not self.exists(table):
+        if version == -1 or not self.exists(table):
             strings = dict.fromkeys(("source", *told), pl.String)
             return pl.DataFrame(schema={"day": pl.Date, **strings, "rows": pl.Int64})
-        actions = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))
+        actions = pl.DataFrame(DeltaTable(self.uri(table), version=version).get_add_actions(flatten=True))
         return actions.select(
             pl.col("partition.day").cast(pl.Date).alias("day"),
             pl.col("partition.source").alias("source"),
@@ -155,17 +166,19 @@ class Lake:
         predicate: str | None,
         note: dict[str, str],
         partitions: list[str] | None = None,
-    ) -> None:
+    ) -> DeltaTable:
+        """Commit the frames; the table as this commit has left it."""
         uri = self.uri(table)
         if "://" not in uri:
             Path(uri).mkdir(parents=True, exist_ok=True)
         try:
             for attempt in stamina.retry_context(on=_collided, attempts=10, timeout=120, wait_initial=0.05, wait_max=3):
                 with attempt:
-                    _write(uri, frames(), predicate, partitions or ["day"], note)
+                    written = _write(uri, frames(), predicate, partitions or ["day"], note)
         except (OSError, DeltaError) as error:
             why = _one_line(error)
             raise NightsiftError(f"could not write {uri}: {why}. Nothing was changed; run the step again") from error
+        return written
 
 
 def _collided(error: Exception) -> bool:
@@ -197,7 +210,7 @@ def _of_day(frame: pl.DataFrame, day: date) -> pl.DataFrame:
 
 def _write(
     uri: str, frames: Iterator[pl.DataFrame], predicate: str | None, partitions: list[str], note: dict[str, str]
-) -> None:
+) -> DeltaTable:
     first = next(frames).to_arrow()
     batches = (
         batch
@@ -217,6 +230,7 @@ def _write(
         write_deltalake(
             table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", commit_properties=properties
         )
+    return table
 
 
 def quote(text: str) -> str:

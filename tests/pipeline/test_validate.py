@@ -18,11 +18,12 @@ from polars.testing import assert_frame_equal
 
 from pipeline.config import Dataset, Home
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.judge import Judged, Sorted, evaluate, judge, sort_out
 from pipeline.lake import Lake
 from pipeline.state import State, read_state, states, write_state
 from pipeline.suites import expectation_types, load_suite, parse_suite
 from pipeline.tables import clean_schema, landing_schema, quarantine_schema
-from pipeline.validate import Judged, Sorted, evaluate, input_digest, judge, sort_out, validate
+from pipeline.validate import input_digest, validate
 from pipeline.workspace import Workspace
 
 DAY = date(2024, 1, 2)
