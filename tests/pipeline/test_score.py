@@ -1,6 +1,8 @@
 """Which nights are to be scored, what a night is recorded to be made of, and what a kill leaves."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 from pipeline import tracking
 from pipeline.ingest import ingest
 from pipeline.night import why_missing
-from pipeline.score import Shard, config_digest, night_digest, plan_shards, publish, stale_days
+from pipeline.score import Scored, Shard, config_digest, night_digest, plan_shards, publish, stale_days
 from pipeline.state import State, day_states, write_state
 from pipeline.tables import drifts_schema, scores_schema
 from pipeline.validate import validate
@@ -44,9 +46,10 @@ def stage(ws: Workspace, shard: Shard) -> None:
     """Stage one step of the first day as what `shard` has scored."""
     row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": shard.detector}
     schema = {name: kind for name, kind in scores_schema(ws.dataset).items() if name != "day"}
-    frame = pl.DataFrame([row], schema=schema).with_columns(_promised=0.2, _unseen=pl.lit(value=False))
+    told = json.dumps(asdict(Scored(shard.day, 1, 0, 1, shard.detector, 0.2)))
+    ws.lake.stage(shard.part(0), pl.DataFrame([row], schema=schema))
     ws.lake.stage(shard.drifts, pl.DataFrame(schema=drifts_schema()).drop("detector_version", "day", strict=False))
-    ws.lake.stage(shard.key, frame)
+    ws.lake.stage(shard.key, pl.DataFrame({"parts": [1], "scored": [told]}))
 
 
 def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
