@@ -16,7 +16,7 @@ def keep(name: str, what: str, figures: Mapping[str, Any], *, command: str, seco
         "what": what,
         "figures": figures,
         "command": command,
-        "machine": f"{len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "machine": f"{os.cpu_count()} cores, {psutil.virtual_memory().total / 2**30:.0f} GiB",
         "seconds": round(seconds),
     }
     print(f"{name}: {json.dumps(told)}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A bound on the memory of a process and its children, and what they take meanwhile."""
+"""Bounds on the memory and the cores of a process and its children, and what they take meanwhile."""
 
 import os
 import signal
@@ -17,9 +17,10 @@ EVERY = 0.2  # seconds between two looks at the memory
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What bounds the memory: a control group, or where none can be made whoever watches it."""
+    """So much memory and so many cores; the memory by a control group, or where none can be made by a `Watch`."""
 
     memory: int
+    cores: int
     group: Path | None
 
     def __str__(self) -> str:
@@ -31,16 +32,17 @@ class Limit:
 
     def enter(self) -> None:
         """Bind this process and those that it starts."""
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.cores])
         if self.group is not None:
             (self.group / "cgroup.procs").write_text("0")
 
 
 @contextmanager
-def limited(memory: int) -> Iterator[Limit]:
-    """A limit of so many bytes, by a control group of its own where this user may make one."""
+def limited(memory: int, cores: int) -> Iterator[Limit]:
+    """A limit of so many bytes and cores, by a control group of its own where this user may make one."""
     group = _group(memory)
     try:
-        yield Limit(memory, group)
+        yield Limit(memory, cores, group)
     finally:
         if group is not None:
             group.rmdir()
@@ -60,6 +62,13 @@ def _group(memory: int) -> Path | None:
         else:
             return group
     return None
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 4G or 512M."""
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    unit = units.get(text[-1:].upper())
+    return int(float(text[:-1]) * unit) if unit else int(float(text))
 
 
 class Watch:

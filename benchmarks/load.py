@@ -13,7 +13,6 @@ quarantine and twice, each clean row is scored, and every fault is among the inc
 
 import argparse
 import multiprocessing
-import os
 import resource
 import shutil
 import sys
@@ -33,7 +32,7 @@ import polars as pl
 from benchmarks._common import Result, bound, nightsift
 from benchmarks._common import main as run_benchmark
 from benchmarks._figures import keep as keep_figures
-from benchmarks._limits import Limit, Watch, limited
+from benchmarks._limits import Limit, Watch, limited, size
 from pipeline.workspace import Workspace, open_workspace
 
 MOST = 45 * 60.0  # seconds that the night may take
@@ -154,13 +153,11 @@ def prepare(folder: Path, machines: int) -> Result:
 def measure(quick: bool, scratch: Path, rows: float | None, memory: int, keep: Path | None) -> Result:
     """The figures of every step; `SystemExit` where the night was killed, or a row or a fault was lost."""
     machines = ceil((rows or (QUICK if quick else ROWS)) / READINGS)
-    cores = sorted(os.sched_getaffinity(0))[:CORES]
-    os.sched_setaffinity(0, cores)
     folder, home = keep or scratch / "kept", scratch / "night"
     delivered = prepare(folder, machines)
     shutil.copytree(folder / "var", home)
     context = multiprocessing.get_context("spawn")
-    with limited(memory) as limit:
+    with limited(memory, CORES) as limit:
         try:
             with ProcessPoolExecutor(1, context, limit.enter) as pool:
                 night = pool.submit(run, limit, home, folder / "datasets", machines).result()
@@ -177,7 +174,7 @@ def measure(quick: bool, scratch: Path, rows: float | None, memory: int, keep: P
     seconds = sum(step["seconds"] for step in night["steps"].values())
     peak = max(step["peak_gib"] for step in night["steps"].values())
     return {
-        "machines": machines, "files": delivered["files"], "cores": len(cores), "memory_bytes": memory,
+        "machines": machines, "files": delivered["files"], "cores": CORES, "memory_bytes": memory,
         "memory_by": str(limit), **night, "seconds": seconds, "peak_gib": peak, **bound(seconds, MOST),
     }  # fmt: skip
 
@@ -261,13 +258,6 @@ def found_faults(ws: Workspace, machines: int) -> int:
         ).is_empty()
         for fault in FAULTS
     )
-
-
-def size(text: str) -> int:
-    """Bytes of a size such as 4G or 512M."""
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    unit = units.get(text[-1:].upper())
-    return int(float(text[:-1]) * unit) if unit else int(float(text))
 
 
 def add(options: argparse.ArgumentParser) -> None:

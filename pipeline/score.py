@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.labels import contents, label_rates, last_known, with_label_rates
 from pipeline.lake import Frames, Held, quote
 from pipeline.sequences import (
+    BLOCK,
     Grid,
     Steps,
     Windows,
@@ -273,7 +274,8 @@ def _bounds(ws: Workspace, day: date, entities: Sequence[str]) -> list[str]:
         return []
     rows = _context(ws, day).group_by("entity").len().sort("entity").collect(engine="streaming")
     rows = rows.filter(pl.col("entity").is_in(matching(entities, rows["entity"])))
-    share = (pl.col("len").cum_sum() - pl.col("len")) * ws.dataset.shards // pl.col("len").sum()
+    # An entity's rows are of the shard in which the middle one of them falls.
+    share = (2 * pl.col("len").cum_sum() - pl.col("len")) * ws.dataset.shards // (2 * pl.col("len").sum())
     return rows.group_by(share.alias("share"), maintain_order=True).agg(pl.first("entity"))["entity"].to_list()[1:]
 
 
@@ -598,12 +600,15 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
     from models.scores import measure, most_surprised, surprise
 
     if detector.views:
-        smoothed = [smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs) for view in detector.views]
-        found = [
-            measure(cells(detector, view, steps, part), view)
-            for view, part in zip(detector.views, smoothed, strict=True)
+        seen = [
+            cells(detector, view, steps, smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs))
+            for view in detector.views
         ]
-        score, contribution = most_surprised(found)
+        score, contribution = np.empty(len(steps.values)), np.empty(steps.values.shape)
+        for begin in range(0, len(score), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            found = [measure(each[part], view) for view, each in zip(detector.views, seen, strict=True)]
+            score[part], contribution[part] = most_surprised(found)
     else:
         score, contribution = surprise(event_signals(detector, steps, predicted), detector.signals)
     targets = predicted.targets
