@@ -11,7 +11,6 @@ from datetime import date, datetime, timedelta
 
 import numpy as np
 import polars as pl
-from numpy.typing import NDArray
 
 from pipeline import tracking
 from pipeline.review import confirmed, latest_verdicts
@@ -99,13 +98,10 @@ def _told(ws: Workspace, day: date, trained: str) -> tuple[str, ...]:
 def _scores(ws: Workspace, nights: list[date]) -> str | None:
     """A p-value says where a score lies among those of calibration: while nothing changes, all are equally frequent."""
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), nights[0], nights[-1]).filter(pl.col("day").is_in(nights))
-    frame = rows.select("entity", "event_time", "p_value").drop_nulls().collect(engine="streaming")
     for entity, start, end in confirmed(ws).iter_rows():
-        frame = frame.filter((pl.col("entity") != entity) | ~pl.col("event_time").is_between(start, end))
-    if len(frame) < STEPS:
-        return None
-    index = stability(frame["p_value"].to_numpy())
-    if index < SHIFT:
+        rows = rows.filter((pl.col("entity") != entity) | ~pl.col("event_time").is_between(start, end))
+    index = stability(rows, STEPS)
+    if index is None or index < SHIFT:
         return None
     return (
         f"the scores of the {NIGHTS} nights up to {nights[-1]} are distributed otherwise than those of calibration: "
@@ -115,15 +111,20 @@ def _scores(ws: Workspace, nights: list[date]) -> str | None:
 
 def scores_shift(ws: Workspace, day: date) -> float | None:
     """The population stability index of the night's scores, as `stability` has it; None where they are too few."""
-    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day)
-    p_values = rows.select("p_value").drop_nulls().collect(engine="streaming")["p_value"]
-    return stability(p_values.to_numpy()) if len(p_values) >= NIGHT_STEPS else None
+    return stability(ws.lake.scan("scores", scores_schema(ws.dataset), day, day), NIGHT_STEPS)
 
 
-def stability(p_values: NDArray[np.float64]) -> float:
-    """The population stability index of p-values `(n,)` against equal shares: Σ (a − e) · ln(a / e) over ten bins."""
-    counts = np.histogram(p_values, bins=np.linspace(0, 1, BINS + 1))[0]
-    seen, expected = np.maximum(counts, 0.5) / len(p_values), 1 / BINS
+def stability(scores: pl.LazyFrame, least: int) -> float | None:
+    """The population stability index of `p_value` against equal shares: Σ (a − e) · ln(a / e) over ten bins.
+
+    None of fewer than `least` scores.
+    """
+    edges = np.linspace(0, 1, BINS + 1)[:-1]
+    above = [(pl.col("p_value") >= edge).sum().alias(str(place)) for place, edge in enumerate(edges)]
+    counts = np.array(scores.select(above).collect(engine="streaming").row(0))
+    if counts[0] < least:
+        return None
+    seen, expected = np.maximum(-np.diff(counts, append=0), 0.5) / counts[0], 1 / BINS
     return float(((seen - expected) * np.log(seen / expected)).sum())
 
 
@@ -133,7 +134,7 @@ def _features(ws: Workspace, nights: list[date]) -> str | None:
     each = moved.group_by("entity", "feature").agg(pl.col("day").n_unique().alias("nights"))
     lasting = each.filter(pl.col("nights") == len(nights)).collect()
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), nights[-1], nights[-1])
-    known = rows.select(pl.col("entity").n_unique()).collect().item()
+    known = rows.select("entity").unique().select(pl.len()).collect(engine="streaming").item()
     count = lasting["entity"].n_unique()
     if not known or count / known < MOVED:
         return None

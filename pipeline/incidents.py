@@ -103,9 +103,10 @@ def _replace_incidents(
 ) -> Found:
     days, calendar = context_days(ws.dataset, day), read_calendar(ws)
     scores = ws.lake.scan("scores", scores_schema(ws.dataset), day - timedelta(days=1), day).filter("is_anomaly")
-    seen = ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day).select("entity", "event_time").collect()
+    seen = thinned(ws.lake.scan("clean", clean_schema(ws.dataset), days[0], day), ws.dataset, day)
     seen = seen if len(seen) else _latest(ws, days[0])
-    found = [anomalies(scores.collect(), ws.dataset, day, calendar), silences(seen, ws.dataset, day, calendar)]
+    anomalous = scores.collect(engine="streaming")
+    found = [anomalies(anomalous, ws.dataset, day, calendar), silences(seen, ws.dataset, day, calendar)]
     frame = pl.concat(found).sort("severity", "entity", "start", descending=[True, False, False], nulls_last=True)
     config = incidents_digest(ws.dataset, day, calendar)
     whole, part = scored.get((day, "score")), scored.get((day, part_of("score", entities)))
@@ -228,6 +229,29 @@ def silences(seen: pl.DataFrame, dataset: Dataset, day: date, calendar: Sequence
     return _silent(silent.filter((pl.col("end") - pl.col("start") > _longest(dataset)) & (pl.col("end") > start)))
 
 
+def thinned(seen: pl.LazyFrame, dataset: Dataset, day: date) -> pl.DataFrame:
+    """Few of the steps `seen`, of which `silences` of `day` says what it says of them all.
+
+    In each stretch of time that is too short for a silence the first and the last, of each entity of a sensor dataset
+    (before the day only these), else of the source; so no silence begins or ends with another step. And one of each
+    entity at least.
+    """
+    sensor, width = dataset.cadence is not None, _longest(dataset) // timedelta(microseconds=1)
+    since = pl.col("event_time").to_physical() - _micros(dataset.day_bounds(day)[0])
+    # Of a source, a rest of half the longest silence matters: usual is up to twice the longest of them.
+    stretch = (since // width).clip(-1) if sensor else since // (width // 2)
+    edges = pl.col("event_time").min().alias("first"), pl.col("event_time").max().alias("last"), pl.len().alias("steps")
+    if sensor:
+        each = seen.group_by(stretch.alias("stretch"), "entity").agg(*edges)
+    else:  # whose step it was does not matter
+        each = seen.group_by(stretch.alias("stretch")).agg(*edges, pl.col("entity").min())
+    found = each.collect(engine="streaming")
+    several = found.filter(pl.col("steps") > 1)
+    kept = pl.concat([found.select("entity", event_time="first"), several.select("entity", event_time="last")])
+    latest = seen.group_by("entity").agg(pl.col("event_time").max()).collect(engine="streaming")
+    return pl.concat([kept, latest.join(kept, on="entity", how="anti")])
+
+
 def _longest(dataset: Dataset) -> timedelta:
     """The longest silence that is none."""
     return QUIET_DAY if dataset.cadence is None else dataset.cadence * dataset.window_length
@@ -286,6 +310,10 @@ def _pieces(
             yield entity, left, right, held.reason if held else None
 
 
+def _micros(moment: datetime) -> int:
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+
+
 _MOMENT = pl.Datetime("us", "UTC")
 _EVER = datetime(1, 1, 1, tzinfo=UTC)
 
@@ -319,12 +347,12 @@ def incident_id(entity: str, start: datetime, kind: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def entity_days(steps: pl.DataFrame, dataset: Dataset) -> float:
+def entity_days(steps: pl.DataFrame | pl.LazyFrame, dataset: Dataset) -> float:
     """How many entity-days `steps` (with `entity` and `day`) cover: what a rate of false alarms is counted over.
 
     A sensor's time is its readings times the cadence; a card or account counts on the days on which it was used.
     Never 0, so that a rate can be taken: an hour at least.
     """
-    if dataset.cadence is not None:
-        return max(len(steps) * (dataset.cadence / timedelta(days=1)), 1 / 24)
-    return max(float(steps.select("entity", "day").unique().height), 1 / 24)
+    counted = steps.lazy() if dataset.cadence is not None else steps.lazy().select("entity", "day").unique()
+    number = counted.select(pl.len()).collect(engine="streaming").item()
+    return max(number * (1.0 if dataset.cadence is None else dataset.cadence / timedelta(days=1)), 1 / 24)

@@ -131,7 +131,7 @@ def newest_event(ws: Workspace, day: date) -> datetime | None:
     """The newest event of `day` that has landed; None where none has."""
     end = ws.dataset.day_bounds(day)[1]
     events = ws.lake.scan("landing", {"event_time": MOMENT}, day, day).filter(pl.col("event_time") < end)
-    newest: datetime | None = events.select(pl.col("event_time").max()).collect().item()
+    newest: datetime | None = events.select(pl.col("event_time").max()).collect(engine="streaming").item()
     return newest
 
 

@@ -5,13 +5,14 @@ and nothing else. Two writers that collide are told apart by Delta's conflict ch
 """
 
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import polars as pl
@@ -151,6 +152,22 @@ class Lake:
         except FileNotFoundError:
             return None
 
+    def hold(self, key: str) -> "Held | None":
+        """What was staged under `key`, to be read later, though others unstage it meanwhile; None where nothing was.
+
+        In an object store, where nothing is unstaged, it is not looked whether it is there.
+        """
+        source = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
+        if "://" in source:
+            return Held(source)
+        # A night has up to a thousand shards; by default a process may have about as many files open.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        try:
+            return Held(Path(source).open("rb"))
+        except FileNotFoundError:
+            return None
+
     def unstage(self, prefix: str) -> None:
         """Remove what was staged under keys that begin with the folder `prefix`, where that is a local folder.
 
@@ -179,6 +196,24 @@ class Lake:
             why = _one_line(error)
             raise NightsiftError(f"could not write {uri}: {why}. Nothing was changed; run the step again") from error
         return written
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A staged frame that can be read, as often as wanted, until it is closed."""
+
+    source: BinaryIO | str
+
+    def read(self, columns: list[str]) -> pl.DataFrame:
+        """These columns of it."""
+        if not isinstance(self.source, str):
+            self.source.seek(0)
+        return pl.read_parquet(self.source, columns=columns)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if not isinstance(self.source, str):
+            self.source.close()
 
 
 def _collided(error: Exception) -> bool:

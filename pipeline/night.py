@@ -219,12 +219,12 @@ def _why_apart(part: State, made: Mapping[str, State], labels: Collection[str]) 
 
 def _unscored(ws: Workspace, day: date, labels: Collection[str], entities: Sequence[str]) -> str:
     """Which of the entities that are there on the day have no scores of one of these detectors."""
-    there = ws.lake.scan("clean", clean_schema(ws.dataset), day, day).select(pl.col("entity").unique()).collect()
+    there = ws.lake.scan("clean", clean_schema(ws.dataset), day, day).select("entity").unique()
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).filter(
         pl.col("detector_version").is_in(list(labels))
     )
-    scored = rows.select(pl.col("entity").unique()).collect()
-    missing = matching(entities, set(there["entity"]) - set(scored["entity"]))
+    scored = rows.select("entity").unique()
+    missing = matching(entities, there.join(scored, on="entity", how="anti").collect(engine="streaming")["entity"])
     return f"entities are not scored: {', '.join(missing[:NAMED])}" if missing else ""
 
 
@@ -306,8 +306,7 @@ def send_metrics(ws: Workspace, day: date, numbers: Mapping[str, float], now: da
 
 def night_metrics(ws: Workspace, day: date, night: Night, scored: Scored, promise: Promise) -> dict[str, float]:
     """The numbers that compare from night to night."""
-    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity").collect()
-    days = entity_days(scores, ws.dataset)
+    days = entity_days(ws.lake.scan("scores", scores_schema(ws.dataset), day, day), ws.dataset)
     counts: dict[str, Any] = asdict(night)
     low, high = promise.lately.bounds or (0.0, 0.0)
     shift = scores_shift(ws, day)

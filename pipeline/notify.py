@@ -311,7 +311,8 @@ def find_recovered(ws: Workspace, day: date) -> pl.DataFrame:
         .otherwise((pl.col("event_time") > pl.col("end")) & ~pl.col("is_anomaly"))
     )
     seen = (pl.col("event_time") >= pl.col("decided_from")).any().alias("seen")
-    since = after.group_by("incident_id").agg(pl.col("event_time").min().alias("since"), seen).filter("seen").collect()
+    each = after.group_by("incident_id").agg(pl.col("event_time").min().alias("since"), seen)
+    since = each.filter("seen").collect(engine="streaming")
     return owed.join(since, on="incident_id").select(list(_recovered_schema())).sort("since", "entity", "kind")
 
 

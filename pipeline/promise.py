@@ -9,7 +9,8 @@ from scipy.stats import chi2
 
 from pipeline.calendar import Planned, read_calendar, touching, with_plan
 from pipeline.review import confirmed
-from pipeline.score import Scored, read_scored
+from pipeline.score import PART, Scored, read_scored
+from pipeline.sequences import entity_parts
 from pipeline.state import state_of, states
 from pipeline.tables import incidents_schema, key_schema
 from pipeline.workspace import Workspace
@@ -89,7 +90,8 @@ def _entity_days(ws: Workspace, night: Scored, calendar: Sequence[Planned]) -> f
     """As `pipeline.incidents.entity_days` counts them, without the time that the calendar explains."""
     day, steps, entities = date.fromisoformat(night.day), night.steps, night.entities
     if mine := touching(calendar, *ws.dataset.day_bounds(day)):
-        scored = ws.lake.scan("scores", key_schema(ws.dataset), day, day).select("entity", "event_time").collect()
-        counted = with_plan(scored, mine).filter(pl.col("reason").is_null())
-        steps, entities = len(counted), counted["entity"].n_unique()
+        scored = ws.lake.scan("scores", key_schema(ws.dataset), day, day).select("entity", "event_time")
+        parts = (with_plan(part, mine).filter(pl.col("reason").is_null()) for part in entity_parts(scored, PART))
+        counts = [(len(part), part["entity"].n_unique()) for part in parts]
+        steps, entities = (sum(count) for count in zip(*counts, strict=True))
     return float(entities) if ws.dataset.cadence is None else steps * (ws.dataset.cadence / timedelta(days=1))

@@ -41,7 +41,7 @@ from pipeline.links import incident_link, incidents_link
 from pipeline.promise import Promise, read_promise
 from pipeline.rendering import environment
 from pipeline.review import OPEN
-from pipeline.score import parts, read_scored, units_of
+from pipeline.score import count_scores, parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, day_states, read_state, write_state
 from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
@@ -611,16 +611,13 @@ def done_state(ws: Workspace, day: date, step: str) -> State:
 
 
 def _counts(ws: Workspace, day: date, validated: Mapping[str, Any]) -> Counts:
-    scores = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("day", "entity", "is_anomaly").collect()
     return Counts(
         rows=validated["rows_in"],
         clean=validated["rows_clean"],
         quarantined=validated["rows_quarantined"],
         duplicates=validated["rows_duplicate"],
-        entities=scores["entity"].n_unique(),
-        steps=len(scores),
-        anomalous=int(scores["is_anomaly"].sum()),
-        entity_days=entity_days(scores, ws.dataset),
+        **count_scores(ws, day),
+        entity_days=entity_days(ws.lake.scan("scores", scores_schema(ws.dataset), day, day), ws.dataset),
     )
 
 
@@ -633,9 +630,10 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach(dataset)
     first = dataset.day_of(since)
     mine &= pl.col("event_time") >= since
-    clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect()
+    clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect(engine="streaming")
     wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
-    scores = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted).collect()
+    rows = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted)
+    scores = rows.collect(engine="streaming")
     clean = with_label_rates(clean, label_rates(ws, first, day), dataset)
     return join_scores(clean, scores, dataset)
 
@@ -677,7 +675,7 @@ def summarise(quarantine: pl.LazyFrame, dataset: Dataset) -> pl.DataFrame:
             pl.col("example").sort_by(order).head(EXAMPLES).alias("examples"),
         )
     )
-    return groups.sort(["rows", "reason"], descending=[True, False]).collect()
+    return groups.sort(["rows", "reason"], descending=[True, False]).collect(engine="streaming")
 
 
 def _row_text(dataset: Dataset) -> pl.Expr:

@@ -1,11 +1,13 @@
 """Clean steps to `scores`: what a detector expects of each step of a day, and how far the step is from it."""
 
 import hashlib
+import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +20,9 @@ from numpy.typing import NDArray
 from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.labels import contents, label_rates, last_known, with_label_rates
-from pipeline.lake import quote
+from pipeline.lake import Frames, Held, quote
 from pipeline.sequences import (
+    BLOCK,
     Grid,
     Steps,
     Windows,
@@ -34,7 +37,7 @@ from pipeline.sequences import (
 )
 from pipeline.state import State, day_states, read_state, states, write_state
 from pipeline.suites import suite_digest
-from pipeline.tables import clean_schema, drifts_schema, key_schema, partitions_schema, scores_schema
+from pipeline.tables import Schema, clean_schema, drifts_schema, key_schema, partitions_schema, scores_schema
 from pipeline.validate import REFUSED, input_digest, validate
 from pipeline.workspace import Workspace
 
@@ -44,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightsift.score")
 
-PART = 2_000_000  # rows that are read at once, and
+PART = 1_000_000  # rows that are read, scored and staged at once, and
 CHUNK = 4096  # windows that are laid out at once: both bound the memory and change no score
 NAMED = 20  # entities that training did not know, by name
 DRIFTED = 3.0  # deviations of the training data, by which the median of a day has moved
@@ -56,6 +59,7 @@ class Shard:
     """A share of the entities of a night, and what it is scored with: the same for all shards of the night.
 
     entities: names and globs of the only entities to score; empty: all
+    begin, end: it has those whose names, in order, are not before `begin` and are before `end`; None: no bound
     """
 
     day: str
@@ -64,6 +68,8 @@ class Shard:
     detector: str
     inputs: str
     entities: Sequence[str] = ()
+    begin: str | None = None
+    end: str | None = None
 
     @property
     def place(self) -> str:
@@ -72,13 +78,18 @@ class Shard:
 
     @property
     def key(self) -> str:
-        """Where the shard's result is staged."""
-        return f"{self.place}/{self.index}-of-{self.count}"
+        """Where it is staged, last, how much the shard has come to; of other bounds nothing is taken for its result."""
+        bounds = hashlib.blake2b(json.dumps([self.begin, self.end]).encode(), digest_size=4).hexdigest()
+        return f"{self.place}/{self.index}-of-{self.count}-{bounds}"
 
     @property
     def drifts(self) -> str:
-        """Where its drifts are staged, before the result itself."""
+        """Where its drifts are staged."""
         return f"{self.key}-drifts"
+
+    def part(self, number: int) -> str:
+        """Where its scores are staged, one part behind the other."""
+        return f"{self.key}-{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,38 +257,68 @@ def plan_shards(ws: Workspace, day: date, asked: str = "", entities: Sequence[st
     from pipeline import tracking
 
     # The digest is taken before the days are validated: rows that land in between make the night out of date.
-    inputs, count = night_digest(ws, day), ws.dataset.shards
+    inputs = night_digest(ws, day)
     prepare(ws, day)
     version = tracking.version(ws, asked) if asked else tracking.champion(ws)
-    return [Shard(str(day), i, count, version.label, inputs, tuple(entities)) for i in range(count)]
+    bounds = [None, *_bounds(ws, day, entities), None]
+    count = len(bounds) - 1
+    return [Shard(str(day), i, count, version.label, inputs, tuple(entities), *bounds[i : i + 2]) for i in range(count)]
+
+
+def _bounds(ws: Workspace, day: date, entities: Sequence[str]) -> list[str]:
+    """The names between which the night's entities are divided, so that each shard has about as many rows.
+
+    No more than there are entities for: then there are fewer shards than the YAML allows.
+    """
+    if ws.dataset.shards == 1:
+        return []
+    rows = _context(ws, day).group_by("entity").len().sort("entity").collect(engine="streaming")
+    rows = rows.filter(pl.col("entity").is_in(matching(entities, rows["entity"])))
+    # An entity's rows are of the shard in which the middle one of them falls.
+    share = (2 * pl.col("len").cum_sum() - pl.col("len")) * ws.dataset.shards // (2 * pl.col("len").sum())
+    return rows.group_by(share.alias("share"), maintain_order=True).agg(pl.first("entity"))["entity"].to_list()[1:]
 
 
 def score_shard(ws: Workspace, shard: Shard) -> Scored:
     """Score the shard's entities on its day and stage the result; nothing is visible in `scores` yet.
 
-    By the version that was planned for the night, whoever became champion meanwhile.
+    By the version that was planned for the night, whoever became champion meanwhile. Some entities at a time are read,
+    scored and staged, so that the memory that it takes does not grow with the shard.
     """
     from pipeline import tracking
 
     detector = load_detector(tracking.version(ws, shard.detector).folder)
     day = date.fromisoformat(shard.day)
-    start, end = ws.dataset.day_bounds(day)
-    first = ws.dataset.day_of(start - ws.dataset.lookback)
-    clean, rates = scan_clean(ws, first, day, shard), label_rates(ws, first, day)
-    parts = entity_parts(clean.filter(pl.col("event_time") >= start - ws.dataset.lookback), PART)
-    labelled = (with_label_rates(part, rates, ws.dataset) for part in parts)
+    rates = label_rates(ws, ws.dataset.day_of(_reach(ws.dataset, day)), day)
+    labelled = (with_label_rates(part, rates, ws.dataset) for part in entity_parts(_context(ws, day, shard), PART))
     tracking.log_devices(ws.dataset.name)
-    tonight = pl.col("event_time").is_between(start, end, "left")
-    frame = pl.concat([score_frame(detector, part, ws.dataset, tonight) for part in ahead(labelled)])
-    known = pl.Series(list(detector.scaler.entities), dtype=pl.String).implode()
-    frame = frame.with_columns(
-        pl.lit(shard.detector).alias("detector_version"),
-        pl.lit(detector.threshold.budget).alias("_promised"),
-        (~pl.col("entity").is_in(known)).alias("_unseen"),
+    tonight = pl.col("event_time").is_between(*ws.dataset.day_bounds(day), "left")
+    frames = (score_frame(detector, part, ws.dataset, tonight) for part in ahead(labelled))
+    return stage_shard(ws, shard, detector, frames)
+
+
+def stage_shard(ws: Workspace, shard: Shard, detector: "Detector", frames: Iterable[pl.DataFrame]) -> Scored:
+    """Stage what `detector` has scored of the shard: parts, drifts, and last, so that it is whole, what it came to."""
+    sums, drifts = [], []
+    for number, frame in enumerate(frames):
+        ws.lake.stage(shard.part(number), frame.with_columns(pl.lit(shard.detector).alias("detector_version")))
+        drifts.append(slow_drifts(detector, frame, ws.dataset))
+        sums.append(_summary(frame, shard, detector, len(drifts[-1])))
+    ws.lake.stage(shard.drifts, pl.concat(drifts))
+    whole = together(sums)
+    ws.lake.stage(shard.key, pl.DataFrame({"parts": [len(sums)], "scored": [json.dumps(asdict(whole))]}))
+    return whole
+
+
+def together(sums: Sequence[Scored]) -> Scored:
+    """What was scored of one day in all, of what was scored of entities of it; of no entity twice."""
+    added = ("steps", "anomalous", "entities", "unseen", "drifting")
+    return replace(
+        sums[0],
+        promised=next((each.promised for each in sums if each.promised is not None), None),
+        unseen_names=sorted(name for each in sums for name in each.unseen_names)[:NAMED],
+        **{name: sum(getattr(each, name) for each in sums) for name in added},
     )
-    ws.lake.stage(shard.drifts, slow_drifts(detector, frame, ws.dataset))
-    ws.lake.stage(shard.key, frame)
-    return _summary(frame, shard)
 
 
 @lru_cache(maxsize=2)
@@ -297,11 +338,26 @@ def load_detector(folder: Path) -> "Detector":
 def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = None) -> pl.LazyFrame:
     """`clean` of the days from `first` to `last`, of the shard's entities, without `day`."""
     rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
-    if shard is not None and (shard.count > 1 or shard.entities):
-        names = matching(shard.entities, rows.select(pl.col("entity").unique()).collect()["entity"])
-        mine = [name for name in names if entity_hash(name) % shard.count == shard.index]
-        rows = rows.filter(pl.col("entity").is_in(mine))
+    if shard is None:
+        return rows
+    if shard.begin is not None:
+        rows = rows.filter(pl.col("entity") >= shard.begin)
+    if shard.end is not None:
+        rows = rows.filter(pl.col("entity") < shard.end)
+    if shard.entities:
+        names = rows.select("entity").unique().collect(engine="streaming")["entity"]
+        rows = rows.filter(pl.col("entity").is_in(matching(shard.entities, names)))
     return rows
+
+
+def _context(ws: Workspace, day: date, shard: Shard | None = None) -> pl.LazyFrame:
+    """The rows that the scoring of `day`, or of a shard of it, reads."""
+    reach = _reach(ws.dataset, day)
+    return scan_clean(ws, ws.dataset.day_of(reach), day, shard).filter(pl.col("event_time") >= reach)
+
+
+def _reach(dataset: Dataset, day: date) -> datetime:
+    return dataset.day_bounds(day)[0] - dataset.lookback
 
 
 def entity_hash(name: str) -> int:
@@ -314,34 +370,57 @@ def publish(ws: Workspace, shards: list[Shard]) -> Scored:
 
     Raises `NightsiftError` where a shard is missing, unless this very night was published already.
     """
+    with ExitStack() as opened:
+        return _publish(ws, shards, [_staged(ws, shard, opened) for shard in shards])
+
+
+@dataclass(frozen=True, slots=True)
+class _Staged:
+    """A shard's result: what it came to, its drifts, and its parts, held until they are read."""
+
+    scored: Scored
+    drifts: pl.DataFrame
+    parts: list[Held]
+
+
+def _staged(ws: Workspace, shard: Shard, opened: ExitStack) -> _Staged | None:
+    """The shard's result; None unless all of it is there: another run of the same night may remove it."""
+    told, drifts = ws.lake.staged(shard.key), ws.lake.staged(shard.drifts)
+    if told is None or drifts is None:
+        return None
+    held = [ws.lake.hold(shard.part(number)) for number in range(told["parts"].item())]
+    parts = [part for part in held if part is not None]
+    for part in parts:
+        opened.callback(part.close)
+    return _Staged(Scored(**json.loads(told["scored"].item())), drifts, parts) if len(parts) == len(held) else None
+
+
+def _publish(ws: Workspace, shards: Sequence[Shard], found: Sequence[_Staged | None]) -> Scored:
     first = shards[0]
     day = date.fromisoformat(first.day)
-    found = [_staged(ws, shard) for shard in shards]
-    whole = [part for part in found if part is not None]
+    whole = [staged for staged in found if staged is not None]
     if len(whole) < len(shards):
         if _published(ws, first):
             ws.lake.unstage(first.place)  # what this run staged after the other one had removed the rest
             return read_scored(ws, day, first.entities)
         missing = ", ".join(f"{s.index} of {s.count}" for s, part in zip(shards, found, strict=True) if part is None)
         raise NightsiftError(f"{ws.dataset.name} {day}: shard {missing} was not scored; run the night again")
-    frames, drifts = zip(*whole, strict=True)
-    moved = pl.concat(drifts).sort("entity", "feature").with_columns(pl.lit(first.detector).alias("detector_version"))
-    frame = pl.concat(frames).sort(list(key_schema(ws.dataset)), maintain_order=True)
-    summary = replace(_summary(frame, first), drifting=len(moved))
-    rows = frame.select(name for name in scores_schema(ws.dataset) if name != "day")
+    moved = pl.concat([staged.drifts for staged in whole]).sort("entity", "feature")
+    moved = moved.with_columns(pl.lit(first.detector).alias("detector_version"))
+    held, summary = [part for staged in whole for part in staged.parts], together([staged.scored for staged in whole])
     commit = _publish_part if first.entities else _publish_whole
-    commit(ws, first, rows, moved, summary)
+    commit(ws, first, held, moved, summary)
     ws.lake.unstage(first.place)
     return summary
 
 
-def _staged(ws: Workspace, shard: Shard) -> tuple[pl.DataFrame, pl.DataFrame] | None:
-    """The shard's result and its drifts; None unless both are there: another run of the same night may remove them."""
-    frame, drifts = ws.lake.staged(shard.key), ws.lake.staged(shard.drifts)
-    return None if frame is None or drifts is None else (frame, drifts)
+def _rows(ws: Workspace, held: Sequence[Held]) -> Iterator[pl.DataFrame]:
+    """The staged rows as `scores` has them, part by part, in order of entity and event time."""
+    columns = [name for name in scores_schema(ws.dataset) if name != "day"]
+    return (part.read(columns) for part in held)
 
 
-def _publish_whole(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
+def _publish_whole(ws: Workspace, night: Shard, held: Sequence[Held], moved: pl.DataFrame, summary: Scored) -> None:
     """Replace the day's rows; its record says of which input they are once they all stand there."""
     day = date.fromisoformat(night.day)
     record = State(day, "score", "", config_digest(ws.dataset), night.detector, asdict(summary))
@@ -350,11 +429,11 @@ def _publish_whole(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.Da
         # Before the scores: a part that another process commits meanwhile is recorded once more after them.
         ws.lake.replace("partitions", day, pl.DataFrame(schema=partitions_schema()), where=PART_STEPS)
     ws.lake.replace("drifts", day, moved, detector=night.detector)
-    ws.lake.replace("scores", day, rows, detector=night.detector)
+    ws.lake.replace("scores", day, lambda: _rows(ws, held), detector=night.detector)
     write_state(ws, replace(record, input_digest=night.inputs))
 
 
-def _publish_part(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.DataFrame, summary: Scored) -> None:
+def _publish_part(ws: Workspace, night: Shard, held: Sequence[Held], moved: pl.DataFrame, summary: Scored) -> None:
     """Replace the rows of the night's entities alone; the day's record says so before and after, whoever else writes.
 
     The record of the whole day stays what it was, but for what it counts.
@@ -363,13 +442,22 @@ def _publish_part(ws: Workspace, night: Shard, rows: pl.DataFrame, moved: pl.Dat
     told = {**asdict(summary), "only": sorted(set(night.entities))}
     record = State(day, part_of("score", night.entities), "", config_digest(ws.dataset), night.detector, told)
     write_state(ws, record)
-    for table, frame, schema in (("drifts", moved, drifts_schema()), ("scores", rows, scores_schema(ws.dataset))):
-        there = ws.lake.scan(table, schema, day, day).select(pl.col("entity").unique()).collect()["entity"]
-        names = matching(night.entities, [*there, *frame["entity"].unique()])
-        if names:
-            ws.lake.replace(table, day, frame, where=among(names), detector=night.detector)
+    scored = {name for part in held for name in part.read(["entity"])["entity"].unique()}
+    _replace_part(ws, night, "drifts", drifts_schema(), moved, set(moved["entity"]))
+    _replace_part(ws, night, "scores", scores_schema(ws.dataset), lambda: _rows(ws, held), scored)
     write_state(ws, replace(record, input_digest=night.inputs))
     _count_again(ws, day)
+
+
+def _replace_part(
+    ws: Workspace, night: Shard, table: str, schema: Schema, rows: pl.DataFrame | Frames, new: set[str]
+) -> None:
+    """Replace what `table` has of the night's entities by `rows`, in which `new` are."""
+    day = date.fromisoformat(night.day)
+    there = ws.lake.scan(table, schema, day, day).select("entity").unique().collect(engine="streaming")["entity"]
+    names = matching(night.entities, {*there, *new})
+    if names:
+        ws.lake.replace(table, day, rows, where=among(names), detector=night.detector)
 
 
 def among(names: Sequence[str]) -> str:
@@ -382,14 +470,18 @@ def _count_again(ws: Workspace, day: date) -> None:
     state = read_state(ws, day, "score")
     if state is None:
         return
-    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day).select("entity", "is_anomaly").collect()
     drifts = ws.lake.scan("drifts", drifts_schema(), day, day).collect()
-    counts = {
-        **state.counts, "steps": len(rows), "anomalous": int(rows["is_anomaly"].sum()),
-        "entities": rows["entity"].n_unique(), "drifting": len(drifts),
-    }  # fmt: skip
+    counts = {**state.counts, **count_scores(ws, day), "drifting": len(drifts)}
     if counts != state.counts:
         write_state(ws, replace(state, counts=counts))
+
+
+def count_scores(ws: Workspace, day: date) -> dict[str, int]:
+    """How many `steps` `scores` has of `day`, how many of them are `anomalous`, and of how many `entities`."""
+    rows = ws.lake.scan("scores", scores_schema(ws.dataset), day, day)
+    each = rows.group_by("entity").agg(pl.len().alias("steps"), pl.col("is_anomaly").sum().alias("anomalous"))
+    sums = each.select(pl.col("steps", "anomalous").sum(), pl.len().alias("entities")).collect(engine="streaming")
+    return {name: int(value) for name, value in sums.row(0, named=True).items()}
 
 
 def _published(ws: Workspace, shard: Shard) -> bool:
@@ -405,11 +497,12 @@ def read_scored(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Score
     return Scored(**{name: value for name, value in state.counts.items() if name != "only"})
 
 
-def _summary(frame: pl.DataFrame, shard: Shard) -> Scored:
-    unseen = frame.filter("_unseen")["entity"].unique().sort()
+def _summary(frame: pl.DataFrame, shard: Shard, detector: "Detector", drifting: int) -> Scored:
+    names = frame["entity"].unique().sort()
+    unseen = [name for name in names if name not in detector.scaler.entities]
     return Scored(
-        shard.day, len(frame), int(frame["is_anomaly"].sum()), frame["entity"].n_unique(), shard.detector,
-        next(iter(frame["_promised"]), None), len(unseen), unseen.head(NAMED).to_list(),
+        shard.day, len(frame), int(frame["is_anomaly"].sum()), len(names), shard.detector,
+        detector.threshold.budget if len(frame) else None, len(unseen), unseen[:NAMED], drifting,
     )  # fmt: skip
 
 
@@ -507,12 +600,15 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
     from models.scores import measure, most_surprised, surprise
 
     if detector.views:
-        smoothed = [smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs) for view in detector.views]
-        found = [
-            measure(cells(detector, view, steps, part), view)
-            for view, part in zip(detector.views, smoothed, strict=True)
+        seen = [
+            cells(detector, view, steps, smoothed_cells(view.alpha, steps, predicted, inputs=view.inputs))
+            for view in detector.views
         ]
-        score, contribution = most_surprised(found)
+        score, contribution = np.empty(len(steps.values)), np.empty(steps.values.shape)
+        for begin in range(0, len(score), BLOCK):
+            part = slice(begin, begin + BLOCK)
+            found = [measure(each[part], view) for view, each in zip(detector.views, seen, strict=True)]
+            score[part], contribution[part] = most_surprised(found)
     else:
         score, contribution = surprise(event_signals(detector, steps, predicted), detector.signals)
     targets = predicted.targets

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
 from pipeline import tracking
 from pipeline.drift import NIGHT_STEPS, NIGHTS, find_drift, note_drift, scores_shift, stability
@@ -74,12 +75,27 @@ def test_while_nothing_changes_nothing_speaks_for_training(make_workspace, regis
     assert note_drift(ws, LAST) == []
 
 
+def scored(p_values: NDArray[np.float64]) -> pl.LazyFrame:
+    return pl.LazyFrame({"p_value": p_values})
+
+
+@pytest.mark.parametrize("p_values", [np.linspace(0, 1, 1001)[1:], np.random.default_rng(1).random(5000) ** 3])
+def test_an_index_counts_as_a_histogram_does(p_values: NDArray[np.float64]) -> None:
+    """Each bin has its lower edge, and the last one its upper too."""
+    counts = np.histogram(p_values, bins=np.linspace(0, 1, 11))[0]
+    share = np.maximum(counts, 0.5) / len(p_values)
+    assert stability(scored(p_values), 1) == pytest.approx(
+        float(((share - 0.1) * np.log(share / 0.1)).sum()), rel=1e-12
+    )
+
+
 def test_scores_that_lie_otherwise_are_told_with_their_number(make_workspace, registry):
     """The reason names the nights, the index and what it is compared with."""
     ws = make_workspace()
     found = find_drift(ws, nights(ws, shift=2.0))
     assert list(found.reasons) == ["scores"]
-    index = stability(np.random.default_rng(0).random(100_000) ** 2)
+    index = stability(scored(np.random.default_rng(0).random(100_000) ** 2), NIGHT_STEPS)
+    assert index is not None
     assert 0.3 < index < 0.4
     assert f"the {NIGHTS} nights up to {LAST}" in found.reasons["scores"]
     assert "training is due from 0.25 on" in found.reasons["scores"]
@@ -91,8 +107,8 @@ def test_a_night_tells_how_far_its_scores_lie_from_those_of_calibration(make_wor
     p_values = np.random.default_rng(0).random(NIGHT_STEPS)
     for day, values in ((FIRST, p_values), (later, p_values**2)):
         ws.lake.replace("scores", day, like(pl.DataFrame({"p_value": values}), scores_schema(ws.dataset)))
-    assert scores_shift(ws, FIRST) == stability(p_values) < 0.15
-    assert scores_shift(ws, later) == stability(p_values**2) > 0.25
+    assert scores_shift(ws, FIRST) == stability(scored(p_values), NIGHT_STEPS) < 0.15
+    assert scores_shift(ws, later) == stability(scored(p_values**2), NIGHT_STEPS) > 0.25
     few = pl.DataFrame({"p_value": [*p_values[1:], None]})
     ws.lake.replace("scores", FIRST, like(few, scores_schema(ws.dataset)))
     assert scores_shift(ws, FIRST) is None

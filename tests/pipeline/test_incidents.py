@@ -7,11 +7,21 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.calendar import Planned
 from pipeline.config import Dataset
 from pipeline.errors import NightsiftError
-from pipeline.incidents import anomalies, find_incidents, read_incidents, renew_incidents, silences, stale_incidents
+from pipeline.incidents import (
+    anomalies,
+    find_incidents,
+    read_incidents,
+    renew_incidents,
+    silences,
+    stale_incidents,
+    thinned,
+)
 from pipeline.score import Scored, config_digest
 from pipeline.state import State, read_state, write_state
 from pipeline.tables import EVERYONE, clean_schema, scores_schema
@@ -25,6 +35,8 @@ PUMPS = Dataset(name="demo", kind="sensor", source={"path": "x.parquet"}, entity
                 cadence="10m", features=[{"name": "flow"}], window={"steps": 4, "rows": 3})  # fmt: skip
 CARDS = Dataset(name="demo", kind="transaction", source={"path": "x.parquet"}, entity="card", event_time="time",
                 features=[{"name": "amount"}])  # fmt: skip
+
+BERLIN = CARDS.model_copy(update={"zone": "Europe/Berlin"})
 
 
 def readings(*stretches: tuple[str, float, float]) -> pl.DataFrame:
@@ -125,6 +137,34 @@ def test_a_holiday_of_a_whole_source_is_no_incident_but_the_day_after_is() -> No
     assert told(silences(seen, PUMPS, DAY, [during(0, 24, suppress=True)])) == []
     assert told(silences(seen, PUMPS, DAY, [during(0, 24)])) == [(EVERYONE, 0, 24, "seals")]
     assert told(silences(seen, PUMPS, DAY + timedelta(days=1), [during(0, 24)])) == [(EVERYONE, 24, 48, None)]
+
+
+MINUTES = st.lists(st.integers(-8 * 24 * 60, 24 * 60 - 1), max_size=40)
+SEEN = st.dictionaries(st.sampled_from(["a", "b", "c"]), MINUTES)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seen=SEEN, full=st.integers(0, 2), rests=st.sampled_from([(), (30, 290), (-700, 40), (200, 1440)]))
+@pytest.mark.parametrize("dataset", [PUMPS, CARDS, BERLIN], ids=["pumps", "cards", "berlin"])
+def test_few_steps_tell_every_silence(dataset: Dataset, seen: dict[str, list[int]], full: int, rests: Any) -> None:
+    """Of all entities and the source the same silences, to the microsecond, as all steps tell."""
+    start = dataset.day_bounds(DAY)[0]
+    steady = [m for m in range(-600, 1440, 10) if not (rests and rests[0] <= m < rests[1])]
+    fleet = seen | {f"f{n}": [m + n for m in steady] for n in range(full)}
+    rows = [(name, start + minute * MINUTE) for name, minutes in fleet.items() for minute in minutes]
+    every = pl.DataFrame(rows, schema=readings().schema, orient="row")
+    few = thinned(every.lazy(), dataset, DAY)
+    assert few.join(every, on=["entity", "event_time"], how="anti").is_empty() or dataset.cadence is None
+    assert set(few["entity"]) == set(every["entity"])
+    calendar = [during(2, 4), during(9, 12, "a", suppress=True)]
+    whole, thin = (silences(each, dataset, DAY, calendar).sort("entity", "start") for each in (every, few))
+    assert thin.equals(whole)
+
+
+def test_few_steps_are_few() -> None:
+    """Not all that a sensor sends, but two in each stretch of a window, and two of all the days before."""
+    every = readings(("m1", -100, 23.5), ("m2", -100, 23.5))
+    assert len(thinned(every.lazy(), PUMPS, DAY)) <= 2 * (2 * 12 + 2) < len(every) / 20
 
 
 def scored(*times: float, entity: str = "m1", day: date = DAY) -> pl.DataFrame:

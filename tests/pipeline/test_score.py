@@ -1,6 +1,8 @@
 """Which nights are to be scored, what a night is recorded to be made of, and what a kill leaves."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import pytest
 from pipeline import tracking
 from pipeline.ingest import ingest
 from pipeline.night import why_missing
-from pipeline.score import Shard, config_digest, night_digest, plan_shards, publish, stale_days
+from pipeline.score import Scored, Shard, config_digest, night_digest, plan_shards, publish, scan_clean, stale_days
 from pipeline.state import State, day_states, write_state
-from pipeline.tables import drifts_schema, scores_schema
+from pipeline.tables import clean_schema, drifts_schema, scores_schema
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
 from tests.conftest import SENSOR, START, deliver, sensor_day
@@ -44,9 +46,10 @@ def stage(ws: Workspace, shard: Shard) -> None:
     """Stage one step of the first day as what `shard` has scored."""
     row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": shard.detector}
     schema = {name: kind for name, kind in scores_schema(ws.dataset).items() if name != "day"}
-    frame = pl.DataFrame([row], schema=schema).with_columns(_promised=0.2, _unseen=pl.lit(value=False))
+    told = json.dumps(asdict(Scored(shard.day, 1, 0, 1, shard.detector, 0.2)))
+    ws.lake.stage(shard.part(0), pl.DataFrame([row], schema=schema))
     ws.lake.stage(shard.drifts, pl.DataFrame(schema=drifts_schema()).drop("detector_version", "day", strict=False))
-    ws.lake.stage(shard.key, frame)
+    ws.lake.stage(shard.key, pl.DataFrame({"parts": [1], "scored": [told]}))
 
 
 def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
@@ -63,6 +66,73 @@ def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
     stage(ws, shards[1])
     assert publish(ws, shards).steps == first.steps
     assert [file for file in Path(ws.lake.root).rglob("_staging/**/*") if file.is_file()] == []
+
+
+def test_a_night_that_another_run_has_published_meanwhile_is_published_once_more(
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one night, of which one removes what is staged while the other one has just begun to publish it."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "day-0")
+    ingest(ws)
+    shards = [Shard(str(FIRST), n, 2, "1-abc", night_digest(ws, FIRST)) for n in (0, 1)]
+    for shard in shards:
+        stage(ws, shard)
+
+    def clear_then_write(ws: Workspace, state: State) -> None:
+        ws.lake.unstage(shards[0].place)
+        write_state(ws, state)
+
+    monkeypatch.setattr("pipeline.score.write_state", clear_then_write)
+    assert publish(ws, shards).steps == 2
+    assert pl.read_delta(ws.lake.uri("scores"))["entity"].to_list() == ["m0", "m0"]
+    assert why_missing(ws, FIRST, {"1-abc"}) == "it is not scored"  # only its incidents are missing
+
+
+def test_shards_are_ranges_of_entities_with_about_as_many_rows_each(
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each entity is of exactly one, in order, also one that comes in between or beyond; and no shard is empty."""
+    ws = make_workspace(SENSOR + "shards: 4\n")
+    monkeypatch.setattr("pipeline.score.prepare", lambda *_: [])
+    monkeypatch.setattr(tracking, "champion", lambda _: tracking.Version("1", "1-abc", Path()))
+    rows = {f"m{n}": 5 + 10 * (n % 3) for n in range(9)}
+    fill(ws, rows)
+    planned = plan_shards(ws, FIRST)
+    assert [shard.index for shard in planned] == [0, 1, 2, 3]
+    names = [scan_clean(ws, FIRST, FIRST, shard).collect()["entity"] for shard in planned]
+    most = sum(rows.values()) / 4 + max(rows.values())
+    assert all(0 < len(each) <= most for each in names)
+    fill(ws, rows | {"a": 1, "m35": 1, "z": 1, "Ä": 1})
+    carried = [Shard(**json.loads(json.dumps(asdict(shard)))) for shard in planned]
+    found = [
+        name for shard in carried for name in scan_clean(ws, FIRST, FIRST, shard).collect()["entity"].unique().sort()
+    ]
+    assert found == sorted([*rows, "a", "m35", "z", "Ä"])
+    assert [shard.key for shard in carried] == [shard.key for shard in planned]
+    assert replace(planned[0], end="m1").key != planned[0].key
+
+
+def test_there_are_no_more_shards_than_entities(
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of those that are asked for; and one where there is nothing to score."""
+    ws = make_workspace(SENSOR + "shards: 4\n")
+    monkeypatch.setattr("pipeline.score.prepare", lambda *_: [])
+    monkeypatch.setattr(tracking, "champion", lambda _: tracking.Version("1", "1-abc", Path()))
+    assert len(plan_shards(ws, FIRST)) == 1
+    fill(ws, {"m1": 3, "m2": 3, "n1": 100})
+    assert 1 < len(plan_shards(ws, FIRST)) <= 3
+    assert [shard.begin for shard in plan_shards(ws, FIRST, entities=["m*"])] == [None, "m2"]
+
+
+def fill(ws: Workspace, rows: dict[str, int]) -> None:
+    """Make the first day in `clean` that of entities with so many rows each."""
+    schema = {name: kind for name, kind in clean_schema(ws.dataset).items() if name != "day"}
+    found = [
+        {"entity": name, "event_time": START + timedelta(minutes=n)} for name, most in rows.items() for n in range(most)
+    ]
+    ws.lake.replace("clean", FIRST, pl.DataFrame(found, schema=schema))
 
 
 def test_rows_that_land_while_a_night_is_planned_make_it_out_of_date(
