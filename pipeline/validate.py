@@ -7,6 +7,7 @@ quarantined or duplicate, and the order in which rows arrived changes nothing.
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -15,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from pipeline.canonical import one_line
 from pipeline.config import Dataset
 from pipeline.data_docs import Summary, page_file, page_outcome, write_page
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.sources import require_day
 from pipeline.state import State, read_state, write_state
 from pipeline.suites import Expectation, Suite, load_suite, suite_digest, table_columns, to_gx
 from pipeline.tables import clean_schema, landing_schema, quarantine_schema
@@ -91,11 +94,13 @@ def validate(ws: Workspace, day: date, *, force: bool = False) -> Validated:
     """
     suite = load_suite(ws.dataset)
     # The digest is taken before the rows are read: rows that land in between make the next run judge the day again.
-    state = State(day, STEP, input_digest(ws, day), ws.dataset.digest())
+    landed = ws.lake.landed()
+    state = State(day, STEP, input_digest(ws, day, landed), ws.dataset.digest())
     done = read_state(ws, day, STEP)
     if done is not None and state.same_work(done) and not force and _page_outcome(ws, day) != REFUSED:
         return _validated(ws, day, done.counts, skipped=True)
     landing = ws.lake.scan("landing", landing_schema(ws.dataset), day, day).collect()
+    require_day(ws.lake, day, landing.height, landed)
     parts = sort_out(landing, ws.dataset)
     judged = judge(parts, suite, ws.dataset)
     counts = _counts(landing.height, parts, judged)
@@ -205,7 +210,16 @@ def evaluate(suite: Suite, rows: pl.DataFrame) -> "ExpectationSuiteValidationRes
     batch = asset.add_batch_definition_whole_dataframe("day").get_batch({"dataframe": rows.to_pandas()})
     # Without unexpected_index_column_names: the frame's own index is the position, and naming columns costs a minute
     # on a million failing rows.
-    return batch.validate(expectations, result_format={"result_format": "COMPLETE"})
+    logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # what cannot be applied is told by the result
+    try:
+        return batch.validate(expectations, result_format={"result_format": "COMPLETE"})
+    except Exception as error:
+        if len(suite.expectations) == 1:
+            entry = suite.expectations[0]
+            raise ConfigError(f"{entry.place}: {entry.type} cannot be applied: {one_line(error)}") from error
+        for entry in suite.expectations:  # find the one: what the library raises does not name it
+            evaluate(replace(suite, expectations=(entry,)), rows)
+        raise
 
 
 def _outcomes(suite: Suite, result: "ExpectationSuiteValidationResult") -> list[Outcome]:
