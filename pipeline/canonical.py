@@ -214,7 +214,7 @@ def _read_words(given: pl.Series, values: pl.Series) -> tuple[pl.Series, pl.Seri
 
 
 def _is_scalar(cells: pl.Series) -> bool:
-    return not cells.dtype.is_nested() and cells.dtype not in (pl.Binary, pl.Object)
+    return not cells.dtype.is_nested() and cells.dtype not in (pl.Binary, pl.Object, pl.Duration)
 
 
 def _unreadable(cells: pl.Series, name: str, what: str, dtype: Any) -> Cells:

@@ -755,7 +755,10 @@ def _import(ws: "Workspace", source: str, by: str, as_json: bool) -> None:
         raise ConfigError(
             f"{source} cannot be read: {error.strerror}; name the CSV that --export has written"
         ) from error
-    said = read_sheet(ws, content)
+    try:
+        said = read_sheet(ws, content)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
     entries = record_all(ws, said, by, now)
     new = sum(entry["reviewed_at"] == now for entry in entries)
     known = f", {len(entries) - new:,} were recorded before" if len(entries) > new else ""

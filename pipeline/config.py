@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import os
 import re
+import textwrap
 import zoneinfo
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -35,6 +36,8 @@ from pipeline.errors import ConfigError
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 YEARS = range(1900, 2201)  # of which a day may be that data has, or that somebody asks for
 LONGEST = 100 * 366 * 86400  # seconds; a longer duration is a typing error
+MOST_VALUES = 100_000  # in a YAML; one with more is made of anchors that repeat each other
+SHOWN = 200  # characters of a wrong value that a message shows
 # Windows before a day that a sensor is scored over too, for smoothing and slow baseline to settle.
 WARM_UP = 16
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
@@ -96,15 +99,17 @@ def check_schedule(schedule: str) -> str:
 
 def parse_when(value: object) -> date | datetime:
     """A day from `"2026-12-24"`, a moment from `"2026-12-24T08:00"`; raises `ValueError` on anything else."""
-    if isinstance(value, date):  # a datetime is one, too
-        return value
     text = str(value).strip()
     try:
-        return date.fromisoformat(text) if len(text) == len("2026-12-24") else datetime.fromisoformat(text)
+        # A datetime is a date, too.
+        when = value if isinstance(value, date) else (date if len(text) == 10 else datetime).fromisoformat(text)
     except ValueError as error:
         raise ValueError(
             f"{value!r} is neither a day such as 2026-12-24 nor a moment such as 2026-12-24T08:00"
         ) from error
+    if when.year not in YEARS:
+        raise ValueError(f"{value!r} lies outside the years {YEARS[0]} to {YEARS[-1]}")
+    return when
 
 
 def parse_clock(value: object) -> time:
@@ -752,9 +757,9 @@ def _known(name: str, folder: str | Path | None) -> str:
 def read_dataset(file: Path) -> Dataset:
     """The dataset in `file`; raises `ConfigError` as `load_dataset` does."""
     try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_show(file)} is not valid YAML: {' '.join(str(error).split())}") from error
+        data = read_yaml(file.read_text(encoding="utf-8"), _show(file))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{_show(file)} is not UTF-8 text ({error}); save it as UTF-8") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{_show(file)} must hold keys such as name, kind and source, not {type(data).__name__}")
     if data.get("name", file.stem) != file.stem:
@@ -764,9 +769,49 @@ def read_dataset(file: Path) -> Dataset:
     if "file" in data:  # a field of ours, and no key of the YAML
         raise ConfigError(_explain(file, {"type": "extra_forbidden", "loc": ("file",), "msg": ""}))
     try:
-        return Dataset(**{"name": file.stem, **data, "file": file.absolute()})
+        return Dataset.model_validate({"name": file.stem, **data, "file": file.absolute()})
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(file, problem) for problem in error.errors())) from error
+
+
+def read_yaml(text: str, place: str) -> Any:
+    """What a YAML `text` holds; `place` names it in messages.
+
+    Raises `ConfigError` where it is no YAML, where a key is there twice (of which the first would be lost), and where
+    anchors repeat each other without end.
+    """
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is not None and _count_values(node, {}) > MOST_VALUES:
+            raise ConfigError(f"{place} stands for more than {MOST_VALUES:,} values; use fewer anchors and aliases")
+        return None if node is None else loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{place} is not valid YAML: brackets or lists stand too deep within each other") from error
+    except (ValueError, TypeError, AttributeError, LookupError) as error:  # of a value that is not what its tag says
+        raise ConfigError(
+            f"{place} is not valid YAML: a value is not of its type ({error}); put it in quotes"
+        ) from error
+
+
+def _count_values(node: yaml.Node, counted: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, those that an alias repeats included; 0 for what is being counted."""
+    if node in counted:
+        if counted[node] == 0:
+            raise yaml.MarkedYAMLError(problem="an anchor holds itself", problem_mark=node.start_mark)
+        return counted[node]
+    counted[node] = 0
+    parts = list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.MappingNode):
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in keys:
+            if keys.count(name) > 1:
+                raise yaml.MarkedYAMLError(problem=f"the key {name[1]!r} is there twice", problem_mark=node.start_mark)
+        parts = [part for pair in node.value for part in pair]
+    counted[node] = 1 + sum(_count_values(part, counted) for part in parts)
+    return counted[node]
 
 
 def _show(file: Path) -> str:
@@ -789,7 +834,7 @@ def _explain(file: Path, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{_show(file)}: {place}: this key is missing"
     given = problem["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {textwrap.shorten(repr(given), SHOWN)})"
     return f"{_show(file)}: {place + ': ' if place else ''}{message}{shown}"
 
 

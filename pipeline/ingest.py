@@ -16,7 +16,7 @@ from pipeline.config import Dataset
 from pipeline.errors import GateRefusedError
 from pipeline.labels import land_labels
 from pipeline.progress import counted
-from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql
+from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql, require_landed
 from pipeline.tables import MOMENT, landing_schema
 from pipeline.workspace import Workspace
 
@@ -68,16 +68,18 @@ def _land_files(ws: Workspace) -> Ingested:
     files = _files(ws)
     known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
     new = [file for file in files if known.get(file.name) != file.digest]
-    rows, days, refused = 0, set[date](), []
+    landed, days, refused = dict[SourceFile, int](), set[date](), []
     for file in counted("source files", new):
         try:
             frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
         except GateRefusedError as error:
             refused.append(str(error))
             continue
-        rows += len(frame)
+        landed[file] = len(frame)
         days |= _land(ws, frame, file)
         log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
+    require_landed(ws.lake, ws.dataset, landed)
+    rows = sum(landed.values())
     return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)], refused=refused)
 
 
@@ -107,13 +109,15 @@ def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
     read = read_delta(ws.dataset, ws.home, first, last) if source == "delta" else read_sql(ws.dataset, first, last)
     known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
     frame = place_in_days(read, ws.dataset, source)
-    rows, new, days = 0, 0, set[date]()
+    landed, days = dict[SourceFile, int](), set[date]()
     for day, part in _by_day(frame):
         slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(part), size=len(part))
         if known.get(slice_.name) == slice_.digest:
             continue
-        rows, new, days = rows + len(part), new + 1, days | _land(ws, part, slice_)
-    return Ingested(new, frame["day"].n_unique() - new, rows, [str(day) for day in sorted(days)])
+        landed[slice_], days = len(part), days | _land(ws, part, slice_)
+    require_landed(ws.lake, ws.dataset, landed)
+    known_days = frame["day"].n_unique() - len(landed)
+    return Ingested(len(landed), known_days, sum(landed.values()), [str(day) for day in sorted(days)])
 
 
 def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:

@@ -3,13 +3,15 @@
 Nothing here knows the lake: `pipeline.validate` reads the rows and keeps what comes of them.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from pipeline.canonical import one_line
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError
 from pipeline.lake import Frames
@@ -180,7 +182,16 @@ def evaluate_frame(suite: Suite, frame: "pandas.DataFrame") -> "ExpectationSuite
     batch = asset.add_batch_definition_whole_dataframe("day").get_batch({"dataframe": frame})
     # Without unexpected_index_column_names: the frame's own index is the position, and naming columns costs a minute
     # on a million failing rows.
-    return batch.validate(expectations, result_format={"result_format": "COMPLETE"})
+    logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # what cannot be applied is told by the result
+    try:
+        return batch.validate(expectations, result_format={"result_format": "COMPLETE"})
+    except Exception as error:
+        if len(suite.expectations) == 1:
+            entry = suite.expectations[0]
+            raise ConfigError(f"{entry.place}: {entry.type} cannot be applied: {one_line(error)}") from error
+        for entry in suite.expectations:  # find the one: what the library raises does not name it
+            evaluate_frame(replace(suite, expectations=(entry,)), frame)
+        raise
 
 
 def in_order(result: "ExpectationSuiteValidationResult") -> list["ExpectationValidationResult"]:

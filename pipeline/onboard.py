@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 import yaml
 
+from pipeline.calendar import read_calendar
 from pipeline.canonical import one_line
 from pipeline.config import FORMATS, NAME, RESERVED, Dataset, Home, dataset_names, format_duration, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
@@ -282,12 +283,14 @@ def _check_dataset(name: str, folder: Path, home: Home) -> list[Finding]:
     dataset = load_dataset(name, folder)
     ws = Workspace(dataset, home, Lake(home.lake, name))
     labels = [_try(name, "labels", lambda: check_labels(ws))] if dataset.labels else []
+    calendar = [_try(name, "calendar", lambda: f"{len(read_calendar(ws))} entries")] if dataset.calendar.path else []
     notify = [_try(name, "notify", lambda: _notify_message(dataset))] if dataset.notify.variables else []
     return [
         read,
         _try(name, "suite", lambda: f"{len(load_suite(dataset).expectations)} expectations"),
         _try(name, "source", lambda: _source_message(dataset, home)),
         *labels,
+        *calendar,
         *notify,
     ]
 

@@ -1,7 +1,8 @@
 """The bytes of a source file into rows: Parquet, CSV (also gzip) and NDJSON.
 
 CSV and NDJSON cells are read as text and judged later, cell by cell (`pipeline.canonical`). A line that is no row keeps
-its place among the rows, with its text and what is wrong with it; a file that is no file of its kind is refused.
+its place among the rows, with its text and what is wrong with it; a file that is no file of its kind is refused. Every
+row is counted a second time, past the library that reads it. An empty line is no row.
 """
 
 import csv
@@ -12,15 +13,18 @@ import re
 import zlib
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.csv
+import pyarrow.parquet
 
 from pipeline.canonical import Rows, nulls, one_line
 from pipeline.errors import GateRefusedError
 
 LONGEST_ROW = 1 << 26  # bytes; a CSV row (with its quoted line breaks) must fit into one block of the parser
 SEPARATORS = ",;\t|"
+LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def parse(data: bytes, form: str, label: str, needed: list[str] | None = None) -> Rows:
@@ -39,9 +43,14 @@ def parse(data: bytes, form: str, label: str, needed: list[str] | None = None) -
 
 def _parse_parquet(data: bytes, label: str) -> pl.DataFrame:
     try:
-        return pl.read_parquet(io.BytesIO(data))
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        frame = pl.read_parquet(io.BytesIO(data))
+        rows = pyarrow.parquet.read_metadata(io.BytesIO(data)).num_rows
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, pa.ArrowException) as error:
         raise GateRefusedError(f"{label} is not a whole Parquet file ({one_line(error)}); deliver it again") from error
+    if frame.height != rows:
+        raise GateRefusedError(f"{label} says that it has {rows:,} rows, but {frame.height:,} can be read; deliver it "
+                               "again")  # fmt: skip
+    return frame
 
 
 def _text(data: bytes, label: str) -> str:
@@ -62,23 +71,27 @@ def _text(data: bytes, label: str) -> str:
 def _parse_csv(text: str, label: str, needed: list[str] | None) -> Rows:
     """Every cell as text. A line with too few or too many fields keeps those that it has, and its whole text."""
     separator, header = _header(text, needed)
+    if not header or "\0" in "".join(header):
+        raise GateRefusedError(f"{label}: the first line cannot be read as names of columns; deliver UTF-8 text, of "
+                               "which the first line names the columns")  # fmt: skip
     names = _unique(header)
     if doubled := sorted({name for name in header if header.count(name) > 1} & set(needed or [])):
         raise GateRefusedError(f"{label}: the header names the column {doubled[0]!r} twice; rename one of them")
     try:
         frame, broken = _fast_csv(text, separator, names)
+        sure = not any("\n" in line for line in broken.values()) and _counts(
+            text, separator, frame.height + len(broken)
+        )
     except pa.ArrowInvalid:  # a quote that is never closed, so that a "row" outgrows the parser's block
-        broken = {0: "\n"}
-        frame = pl.DataFrame()
-    if any("\n" in line for line in broken.values()):
+        sure = False
+    if not sure:
         frame, broken = _line_by_line(text, separator, names)
     return _with_broken(label, frame, broken, separator, len(names))
 
 
 def _header(text: str, needed: list[str] | None) -> tuple[str, list[str]]:
     """The separator that makes the first line hold the needed columns (else: most columns), and that line's fields."""
-    first = text[: text.find("\n")] if "\n" in text else text
-    first = first.rstrip("\r")
+    first = LINE_END.split(text, maxsplit=1)[0]
     headers = [(separator, _split(first, separator)) for separator in SEPARATORS]
     return max(headers, key=lambda pair: (len(set(pair[1]) & set(needed or [])), len(pair[1])))
 
@@ -92,8 +105,13 @@ def _split(line: str, separator: str) -> list[str]:
 
 
 def _unique(header: list[str]) -> list[str]:
-    """Column names without doubles: a later double is numbered."""
-    return [name if name not in header[:i] else f"{name} ({i + 1})" for i, name in enumerate(header)]
+    """Column names without doubles and without empty ones: these get the number of their column."""
+    names: list[str] = []
+    for number, name in enumerate(header, start=1):
+        while not name or name in names:
+            name = f"{name} ({number})"  # noqa: PLW2901 - until no column is called so
+        names.append(name)
+    return names
 
 
 def _fast_csv(text: str, separator: str, names: list[str]) -> tuple[pl.DataFrame, dict[int, str]]:
@@ -104,23 +122,43 @@ def _fast_csv(text: str, separator: str, names: list[str]) -> tuple[pl.DataFrame
         broken[row.number - 2] = row.text  # 1-based, and the header is the first
         return "skip"
 
-    if not re.search(r"\n\s*\S", text):
+    if not re.search(r"[\r\n]\s*\S", text):
         return pl.DataFrame(schema=dict.fromkeys(names, pl.String)), broken
     table = pyarrow.csv.read_csv(
         pa.BufferReader(text.encode()),
         # One thread, as only then the rows are numbered.
-        read_options=pyarrow.csv.ReadOptions(use_threads=False, block_size=LONGEST_ROW),
+        read_options=pyarrow.csv.ReadOptions(
+            use_threads=False, block_size=LONGEST_ROW, column_names=names, skip_rows_after_names=1
+        ),
         parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True, invalid_row_handler=keep),
         convert_options=pyarrow.csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
         ),
     )
-    return pl.DataFrame(pl.from_arrow(table.rename_columns(names))), broken
+    return pl.DataFrame(pl.from_arrow(table)), broken
+
+
+def _counts(text: str, separator: str, rows: int) -> bool:
+    """Whether the text has that many rows: by its bytes, or where quotes stand within cells, by Python's CSV reader."""
+    if count_lines(text.encode()) - 1 == rows:
+        return True
+    try:
+        return sum(map(bool, csv.reader(io.StringIO(text, newline=""), delimiter=separator))) - 1 == rows
+    except csv.Error:
+        return False
+
+
+def count_lines(data: bytes) -> int:
+    """How many lines with anything in them a CSV has, its header included; a line end in quotes ends none."""
+    signs = np.frombuffer(data, np.uint8)
+    quoted = np.logical_xor.accumulate(signs == ord('"'))
+    content = quoted | ((signs != ord("\n")) & (signs != ord("\r")))
+    return int(np.count_nonzero(content[:1]) + np.count_nonzero(content[1:] & ~content[:-1]))
 
 
 def _line_by_line(text: str, separator: str, names: list[str]) -> tuple[pl.DataFrame, dict[int, str]]:
     """As `_fast_csv`, each line by itself: one quote that is never closed then costs its own line only."""
-    lines = [line for line in text.replace("\r\n", "\n").split("\n")[1:] if line]
+    lines = [line for line in LINE_END.split(text)[1:] if line]
     rows = [_split(line, separator) for line in lines]
     broken = {i: lines[i] for i, row in enumerate(rows) if len(row) != len(names) or lines[i].count('"') % 2}
     whole = [[cell or None for cell in row] for i, row in enumerate(rows) if i not in broken]
@@ -161,7 +199,10 @@ def _parse_ndjson(text: str, label: str, needed: list[str] | None) -> Rows:
     trouble = nulls(lines.len())
     try:
         frame = _json_frame(lines, names)
+        sure = frame.height == lines.len()
     except pl.exceptions.PolarsError:
+        sure = False
+    if not sure:
         objects, trouble = _json_objects(lines)
         frame = _json_frame(objects, names)
     absent = [name for name in frame.columns if frame[name].null_count() == frame.height]

@@ -12,12 +12,12 @@ An object store is reached by the environment, as the lake is: `AWS_ACCESS_KEY_I
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 import polars as pl
 import pyarrow.fs
@@ -28,9 +28,12 @@ from pipeline.canonical import Rows, canonical, one_line, require_columns, sourc
 from pipeline.config import Dataset, Home
 from pipeline.database import Stretch, connect
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.lake import Lake
 from pipeline.parsing import parse
+from pipeline.tables import landing_schema
 
 CHUNK = 1 << 22  # bytes read at a time while a file's digest is taken
+LONGEST_NAME = 255 - len("source=")  # bytes; the lake keeps a file's rows in a folder that is called after the file
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,9 @@ def read_file(dataset: Dataset, file: SourceFile) -> pl.DataFrame:
 
 def read_rows(file: SourceFile, form: str, needed: list[str] | None = None) -> Rows:
     """The file's rows before they are judged; arguments and errors as for `pipeline.parsing.parse`."""
+    if len(quote(file.name, safe="", errors="surrogateescape")) > LONGEST_NAME:
+        raise GateRefusedError(f"{file.uri}: the name is too long for the lake, where a sign other than a to z, digits "
+                               f"and -._~ counts threefold and more; give the file a shorter name")  # fmt: skip
     scheme, path = _split_scheme(file.uri)
     try:
         with _reachable(file.uri), _filesystem(scheme).open_input_stream(path, compression=None) as stream:
@@ -99,6 +105,29 @@ def read_rows(file: SourceFile, form: str, needed: list[str] | None = None) -> R
     if hashlib.blake2b(data, digest_size=16).hexdigest() != file.digest:
         raise GateRefusedError(f"{file.uri} changed while it was read; run again when its upload is done")
     return parse(data, form, file.uri, needed)
+
+
+def require_landed(lake: Lake, dataset: Dataset, rows: Mapping[SourceFile, int]) -> None:
+    """Ask the table `landing` itself whether it holds all `rows` that were read of each file, now that it is written.
+
+    Of a file that it does not hold whole nothing is kept, so that the next ingest reads it again. A file that another
+    ingest has replaced since by a newer one is passed over. Raises `NightsiftError` that names each file.
+    """
+    held = lake.landed().group_by("source", "source_digest").agg(pl.col("rows").sum())
+    found = {(name, digest): count for name, digest, count in held.iter_rows()}
+    newer = {name for name, _ in found} - {file.name for file in rows if (file.name, file.digest) in found}
+    wrong = [
+        (file, count, found.get((file.name, file.digest), 0))
+        for file, count in rows.items()
+        if file.name not in newer and found.get((file.name, file.digest), 0) != count
+    ]
+    for file, _, _ in wrong:
+        lake.replace_source(pl.DataFrame(schema={"day": pl.Date, **landing_schema(dataset)}), file.name)
+    if wrong:
+        raise NightsiftError("\n".join(
+            f"{file.name} has {count:,} rows, but {landed:,} of them have landed in {lake.uri('landing')}; nothing of "
+            "the file was kept: ingest again" for file, count, landed in wrong
+        ))  # fmt: skip
 
 
 def read_delta(dataset: Dataset, home: Home, first: date, last: date) -> pl.DataFrame:
@@ -162,6 +191,8 @@ def _reachable(where: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise
+    except UnicodeDecodeError as error:
+        raise NightsiftError(f"cannot read {where}: a file there has a name that is not UTF-8; rename it") from error
     except (OSError, DeltaError) as error:
         raise NightsiftError(f"cannot read {where}: {one_line(error)}") from error
 

@@ -21,7 +21,7 @@ import jsonschema
 import yaml
 from pydantic import Field, ValidationError
 
-from pipeline.config import Dataset, Feature, Strict
+from pipeline.config import Dataset, Feature, Strict, read_yaml
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -144,10 +144,7 @@ def _text_and_place(dataset: Dataset) -> tuple[str, str]:
 
 
 def _read_yaml(text: str, place: str) -> dict[str, Any]:
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{place} is not valid YAML: {' '.join(str(error).split())}") from error
+    data = read_yaml(text, place)
     if not isinstance(data, dict):
         raise ConfigError(f"{place} must hold the key expectations: with a list of entries")
     return data
@@ -247,10 +244,25 @@ def _wrong_value(name: str, value: Any, schema: dict[str, Any], arguments: dict[
         wanted = _wanted(schema) if error.validator in ("anyOf", "oneOf", "type") else ""
         yield f"{name}: {value!r} is not {wanted}" if wanted else f"{name}: {error.message}"
     for pattern in [value] if name == "regex" else value if name == "regex_list" else []:
-        try:
-            re.compile(str(pattern))
-        except re.error as flaw:
-            yield f"{name}: {pattern!r} is not a regular expression: {flaw}"
+        if flaw := _regex_flaw(str(pattern)):
+            yield f"{name}: {pattern!r} {flaw}"
+
+
+def _regex_flaw(pattern: str) -> str:
+    """What is wrong with a regular expression; empty where it can be matched in a time that grows with the text.
+
+    Pandas matches by RE2, which does so, and what RE2 does not know by Python's `re`, which may take for ever.
+    """
+    import pyarrow as pa
+    import pyarrow.compute
+
+    try:
+        re.compile(pattern)
+        pa.compute.match_substring_regex(pa.array([""]), pattern)
+    except (re.error, OverflowError, RecursionError, pa.ArrowInvalid) as flaw:
+        return (f"is not a regular expression that can be used ({flaw}); look-around, back references and repetitions "
+                "of more than 1000 are not possible")  # fmt: skip
+    return ""
 
 
 def _wrong_bound(name: str, value: Any, arguments: dict[str, Any]) -> Iterator[str]:

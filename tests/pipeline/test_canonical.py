@@ -1,7 +1,7 @@
 """Cells become canonical values or problems, never crashes and never guesses."""
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -273,3 +273,10 @@ def test_no_text_crashes_a_parser(cells: list[str]) -> None:
     assert parse_number(column, "x").values.len() == len(cells)
     assert parse_time(column, "x", "Europe/Berlin").values.len() == len(cells)
     assert parse_text(column, "x", required=True).values.len() == len(cells)
+
+
+def test_a_duration_is_no_text() -> None:
+    """Polars cannot write one."""
+    cells = parse_text(pl.Series([timedelta(seconds=1), None]), "entity")
+    assert cells.values.to_list() == [None, None]
+    assert cells.problems.to_list() == ["entity: a value of type Duration(time_unit='us') is not a text", None]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import (
     RESERVED,
+    CalendarEntry,
     Dataset,
     Home,
     dataset_names,
@@ -203,6 +204,40 @@ def test_what_is_no_mapping_is_told(tmp_path: Path, text: str) -> None:
     """A file that is no YAML, or YAML of another shape, is named; nothing in it is executed."""
     with pytest.raises(ConfigError, match=r"demo\.yaml"):
         load(tmp_path, text)
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (BOMB, "stands for more than 100,000 values; use fewer anchors"),
+        (MERGES, "stands for more than 100,000 values"),
+        ("a: &a [*a]", "an anchor holds itself"),
+        ("kind: sensor\nkind: transaction", "the key 'kind' is there twice.*line"),
+        ("a: " + "[" * 5000, "stand too deep within each other"),
+        ("a: 2026-13-45", "a value is not of its type .month must be in 1..12"),
+        ("a: !!bool maybe", "a value is not of its type"),
+        ("a: !!timestamp soon", "a value is not of its type"),
+        ("a: 9" + "9" * 5000, "a value is not of its type"),
+        ("1: 2\nkind: sensor", "Keys should be strings|1: there is no such key"),
+        ("entity: {x: " + "y" * 5000 + "}\nkind: " + "z" * 5000, r"kind: .{0,400}$"),
+    ],
+)
+def test_yaml_that_is_too_much_or_says_a_thing_twice_is_told(tmp_path: Path, text: str, words: str) -> None:
+    """Anchors that multiply end at once, no key is passed over in silence, no message is longer than one reads."""
+    file = tmp_path / "demo.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=rf"(?sm)demo\.yaml.*{words}"):
+        load_dataset("demo", tmp_path)
+
+
+def test_a_day_of_the_calendar_lies_within_sensible_years() -> None:
+    """Whose next day there is."""
+    with pytest.raises(ValueError, match="lies outside the years 1900 to 2200"):
+        CalendarEntry(start="9999-12-31", reason="x")
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from datetime import UTC, date, datetime
 import polars as pl
 import pytest
 
-from pipeline.errors import GateRefusedError
+from pipeline.errors import GateRefusedError, NightsiftError
 from pipeline.ingest import ingest, land, place_in_days
+from pipeline.lake import Lake
 from pipeline.sources import list_files, read_file
 from pipeline.validate import validate
 from tests.conftest import SENSOR, deliver, sensor_day, tables
@@ -93,3 +94,44 @@ def test_a_day_is_a_day_in_the_datasets_zone(make_workspace):
     placed = place_in_days(read_file(ws.dataset, file), ws.dataset, "a")
     late = placed.filter(pl.col("event_time") == datetime(2026, 1, 5, 23, 30, tzinfo=UTC))
     assert late["day"].cast(pl.String).unique().to_list() == ["2026-01-06"]
+
+
+def test_rows_that_are_lost_on_their_way_into_the_lake_are_told_and_read_again(make_workspace, monkeypatch):
+    """The table is asked what it holds; nothing of such a file is kept, and the next ingest reads it whole."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "a")
+    deliver(ws, sensor_day(1), "b")
+    write = Lake.replace_source
+
+    def lose(self, frame, source, *rest, **note):
+        write(self, frame.head(-1) if source == "a.parquet" else frame, source, *rest, **note)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "replace_source", lose)
+        with pytest.raises(NightsiftError, match=r"^a\.parquet has 576 rows, but 575 of them have landed in .*again$"):
+            ingest(ws)
+    assert ws.lake.landed()["source"].unique().to_list() == ["b.parquet"]
+    assert ingest(ws).rows == 576
+
+
+def test_a_day_that_is_not_read_whole_is_not_judged(make_workspace, monkeypatch):
+    """The table's own count of the day's rows is what the night goes by."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "a")
+    ingest(ws)
+    scan = Lake.scan
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "scan", lambda self, table, *rest: scan(self, table, *rest).slice(1))
+        with pytest.raises(NightsiftError, match=r"validation lost or made rows, so that nothing was written: .*576"):
+            validate(ws, date(2026, 1, 5))
+    assert not ws.lake.exists("clean")
+    assert validate(ws, date(2026, 1, 5)).rows_in == 576
+
+
+def test_a_name_that_is_too_long_for_the_lake_is_refused(make_workspace):
+    """A sign of another script counts as many bytes; nothing is half-written."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "é" * 60)
+    with pytest.raises(GateRefusedError, match="the name is too long for the lake"):
+        ingest(ws)
+    assert not ws.lake.exists("landing")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pipeline.canonical import Rows
 from pipeline.errors import GateRefusedError
-from pipeline.parsing import parse
+from pipeline.parsing import count_lines, parse
 
 HEADER = "pump,time,flow\n"
 NEEDED = ["pump", "time", "flow"]
@@ -210,3 +210,63 @@ def test_no_bytes_crash_a_parser(data: bytes, form: str) -> None:
     except GateRefusedError:
         return
     assert rows.frame.height == rows.trouble.len() == rows.lines.len()
+
+
+def test_columns_without_a_name_or_with_the_same_are_told_apart() -> None:
+    """A header may end with a comma, and name columns twice that nobody needs; their cells stay text, ragged or not."""
+    rows = parse(b"a,b,,x,x,\n1,2,,4,5,\n1,2\n", "csv", "f.csv", ["a", "b"])
+    assert rows.frame.columns == ["a", "b", " (3)", "x", "x (5)", " (6)"]
+    assert rows.frame.rows() == [("1", "2", None, "4", "5", None), ("1", "2", None, None, None, None)]
+    assert rows.frame.dtypes == [pl.String] * 6
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_lines_end_as_any_program_ends_them(end: str) -> None:
+    """Windows, and old Macs of which spreadsheets still write the format."""
+    rows = parse(f"a,b{end}1,2{end}{end}3,4".encode(), "csv", "f.csv")
+    assert rows.frame.rows() == [("1", "2"), ("3", "4")]
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [("", 0), ("a", 1), ("a\n", 1), ("\n\na\r\n\r\nb\r", 2), ('a\n"x\n\ny",2\n', 2), ('"', 1), (" \n", 1)],
+)
+def test_lines_are_counted_by_their_bytes(text: str, lines: int) -> None:
+    """An empty line is none; a line end within quotes ends none."""
+    assert count_lines(text.encode()) == lines
+
+
+@pytest.mark.parametrize("line", ['5" pipe,1', 'm0,"a\n"b', "  ", '"",', 'a"b"c,1'])
+def test_whatever_quotes_stand_in_a_line_it_is_a_row(line: str) -> None:
+    """Rows are counted twice; where the counts differ, each line is a row of its own."""
+    rows = parse(f"a,b\nx,1\n{line}\ny,2\n".encode(), "csv", "f.csv")
+    assert {"x", "y"} <= {cell for cell in rows.frame["a"].to_list() if cell} or rows.trouble.is_not_null().any()
+    assert rows.frame.height >= 3
+
+
+def test_a_line_of_blanks_alone_is_a_row_of_its_own() -> None:
+    """Only an empty line is none, whatever else the file has."""
+    assert parse(b"a,b\n  \n", "csv", "f.csv").trouble.to_list() == ["the line has 1 fields, the header has 2"]
+
+
+def test_a_header_with_nul_bytes_is_refused() -> None:
+    """As UTF-16 has them, where no mark at its beginning tells it."""
+    with pytest.raises(GateRefusedError, match=r"f\.csv: the first line cannot be read as names of columns"):
+        parse("a,b\n1,2\n".encode("utf-16-le"), "csv", "f.csv")
+
+
+def test_two_objects_on_a_line_are_one_bad_row() -> None:
+    """So that rows and lines stay as many."""
+    rows = parse(b'{"a": 1}\n{"a": 2}{"a": 3}\n', "ndjson", "f.ndjson", ["a"])
+    assert rows.frame.height == 2
+    assert rows.trouble.is_not_null().to_list() == [False, True]
+
+
+def test_a_parquet_file_that_counts_its_rows_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What its footer says, and what can be read, must be the same."""
+    data = io.BytesIO()
+    pl.DataFrame({"a": [1, 2, 3]}).write_parquet(data)
+    read = pl.read_parquet
+    monkeypatch.setattr(pl, "read_parquet", lambda source: read(source).head(2))
+    with pytest.raises(GateRefusedError, match=r"f\.parquet says that it has 3 rows, but 2 can be read"):
+        parse(data.getvalue(), "parquet", "f.parquet")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -239,3 +240,11 @@ def test_a_missing_delta_table_or_column_is_refused(tmp_path: Path) -> None:
     pl.DataFrame({"pump": ["a"], "time": [START]}).write_delta(tmp_path / "t")
     with pytest.raises(GateRefusedError, match=r"no column 'flow'.*pump, time"):
         read_delta(ds, Home(tmp_path), date(2024, 5, 1), date(2024, 5, 1))
+
+
+def test_a_name_that_is_no_utf_8_is_told(tmp_path: Path) -> None:
+    """The store cannot list it, so that the folder is named."""
+    put(tmp_path, "in/a.csv")
+    put(tmp_path, os.fsdecode(b"in/\xff.csv"))
+    with pytest.raises(NightsiftError, match=r"in/\*\.csv: a file there has a name that is not UTF-8; rename it"):
+        names(tmp_path, "../in/*.csv")

@@ -102,6 +102,9 @@ BAD = [
     ("{type: expect_compound_columns_to_be_unique, column_list: [entity, amont]}", "column_list: 'amont'"),
     ("{type: expect_column_values_to_be_in_set, column: category, value_set: a}", "'a' is not a list of text"),
     ("{type: expect_column_values_to_match_regex, column: category, regex: '('}", "'(' is not a regular expression"),
+    # Which pandas would leave to a matcher that may take for ever.
+    ("{type: expect_column_values_to_match_regex, column: category, regex: '(?=a)b'}", "look-around", "possible"),
+    ("{type: expect_column_values_to_match_regex, column: category, regex: '(a)\\1'}", "back references"),
     ("{type: expect_column_values_to_match_regex_list, column: category, regex_list: ['(']}", "not a regular"),
 ]  # fmt: skip
 
