@@ -123,6 +123,14 @@ class Lake:
             pl.col("num_records").cast(pl.Int64).alias("rows"),
         )
 
+    def newest(self, table: str) -> date | None:
+        """The newest day of which `table` holds anything, from its metadata alone; None where there is none."""
+        if not self.exists(table):
+            return None
+        days = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))["partition.day"]
+        newest = days.cast(pl.Date).max()
+        return newest if isinstance(newest, date) else None
+
     def stage(self, key: str, frame: pl.DataFrame) -> None:
         """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only.
 
