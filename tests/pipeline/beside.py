@@ -1,6 +1,7 @@
 """What runs beside a night in processes of their own: upkeep again and again, and readers of all that there is."""
 
 import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,12 +16,13 @@ from pipeline.errors import NightsiftError
 from pipeline.lake import ENDED, RETENTION, TABLES, Lake
 from pipeline.upkeep import keep_up
 
+PAUSE = 0.2  # seconds between two rounds, so that the nights get on
 SHORT = "interval 60 seconds"  # as much longer than a read here as a month is longer than a run
 Told = Counter[str]
 
 
 def upkeep(lake: Lake, stop: Event, told: Any) -> None:
-    """Merge and remove without a pause, whatever was written a moment ago; tells how many files, and what failed."""
+    """Merge and remove again and again, whatever was written a moment ago; tells how many files, and what failed."""
     count: Told = Counter()
     while not stop.is_set():
         try:
@@ -32,11 +34,12 @@ def upkeep(lake: Lake, stop: Event, told: Any) -> None:
         except NightsiftError as error:
             if "Metadata changed" not in str(error) and "ommit" not in str(error):  # it gave way
                 raise
+        time.sleep(PAUSE)
     told.put(count)
 
 
 def readers(lake: Lake, stop: Event, told: Any, rows: int) -> None:
-    """Read whole tables without a pause; a day that is seen has all its `rows`, or none."""
+    """Read whole tables again and again; a day that is seen has all its `rows`, or none."""
     count: Told = Counter()
     while not stop.is_set():
         for table in filter(lake.exists, TABLES):
@@ -44,6 +47,7 @@ def readers(lake: Lake, stop: Event, told: Any, rows: int) -> None:
             count["reads"] += 1
             if table in ("clean", "scores"):
                 count["halves"] += len(frame.group_by("day").len().filter(pl.col("len") != rows))
+        time.sleep(PAUSE)
     told.put(count)
 
 

@@ -1,4 +1,4 @@
-"""A year of nights in one go (twelve of them in a normal run): killed and gone on, while upkeep and readers run."""
+"""A year of nights in one go (eight of them in a normal run): killed and gone on, while upkeep and readers run."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from tests.conftest import SENSOR, START, deliver, sensor_day, tables
 from tests.figures import long, record
 from tests.pipeline.beside import beside, readers, upkeep
 
-NIGHTS, KILLED_AFTER = (365, 100) if long() else (12, 3)
+NIGHTS, KILLED_AFTER = (365, 100) if long() else (8, 2)
 HISTORY, MACHINES, AGO = 6, 2, timedelta(days=728)
 FIRST = (START - AGO).date() + timedelta(days=HISTORY)
 LAST = FIRST + timedelta(days=NIGHTS - 1)
@@ -88,7 +88,7 @@ def test_a_year_in_one_go_survives_a_kill_upkeep_and_readers(trained: Workspace,
         "files_removed": told["unused"], "reads_beside": told["reads"], "days_seen_half": told["halves"],
         "tables_that_differ": 0,
     }  # fmt: skip
-    record("upkeep", "Upkeep without a pause while nights are written and read", figures, sum(seconds))
+    record("upkeep", "Upkeep again and again while nights are written and read", figures, sum(seconds))
 
 
 def kill_after(ws: Workspace, nights: int) -> None:
