@@ -354,3 +354,11 @@ def test_who_is_told_of_what_concerns_the_dataset_as_a_whole(tmp_path: Path) -> 
     assert (alone.variables, beside.variables) == (["ONCALL", "OPS"], ["TEAM", "ONCALL", "OPS"])
     assert [route.urls_env for route in alone.operators] == [["ONCALL"], ["OPS"]]
     assert [route.urls_env for route in beside.operators] == [["TEAM"]]
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "- " * 200_000, "a: {b: [" * 100])
+def test_a_yaml_that_nests_too_deep_is_refused_in_a_sentence(tmp_path: Path, text: str) -> None:
+    """It ends no process, as the loader in C would let it."""
+    (tmp_path / "deep.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"deep.yaml is not valid YAML: lists or maps nest deeper than 50, .* line 1"):
+        load_dataset("deep", tmp_path)
