@@ -16,8 +16,8 @@ from pipeline.errors import NightsiftError
 from pipeline.lake import ENDED, RETENTION, TABLES, Lake
 from pipeline.upkeep import keep_up
 
-PAUSE = 0.2  # seconds between two rounds, so that the nights get on
-SHORT = "interval 60 seconds"  # as much longer than a read here as a month is longer than a run
+PAUSE = 0.5  # seconds between two rounds, so that the nights get on
+SHORT = "interval 30 seconds"  # as much longer than a read here as a month is longer than a run
 Told = Counter[str]
 
 

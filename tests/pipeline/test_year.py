@@ -1,4 +1,4 @@
-"""A year of nights in one go (eight of them in a normal run): killed and gone on, while upkeep and readers run."""
+"""A year of nights in one go (six of them in a normal run): killed and gone on, while upkeep and readers run."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ from tests.conftest import SENSOR, START, deliver, sensor_day, tables
 from tests.figures import long, record
 from tests.pipeline.beside import beside, readers, upkeep
 
-NIGHTS, KILLED_AFTER = (365, 100) if long() else (8, 2)
+NIGHTS, KILLED_AFTER = (365, 100) if long() else (6, 2)
 HISTORY, MACHINES, AGO = 6, 2, timedelta(days=728)
 FIRST = (START - AGO).date() + timedelta(days=HISTORY)
 LAST = FIRST + timedelta(days=NIGHTS - 1)
