@@ -8,7 +8,7 @@ from airflow.sdk import DAG, Param, TaskGroup, get_current_context, task
 
 from pipeline.backfill import AT_ONCE, MOST_DAYS, read_form
 from pipeline.errors import NightsiftError
-from pipeline.wiring import GPU, bounds, read_datasets, workspace
+from pipeline.wiring import GPU, bounds, owners, read_datasets, workspace
 
 DOC = f"""\
 Runs the nights of a dataset from `first` to `last`, both included, at most {MOST_DAYS} days: of all entities, or of
@@ -24,7 +24,8 @@ which only some entities were ever scored counts as missing too.
 
 The last task fails, and names each day that was asked for and is not done, with the reason.
 """
-NAMES = [dataset.name for dataset in read_datasets()[0]]
+DATASETS = read_datasets()[0]
+NAMES = [dataset.name for dataset in DATASETS]
 FORM = {
     "dataset": Param(type="string", enum=NAMES, title="Dataset", description="What to score"),
     "first": Param(type="string", format="date", title="First day", description="The first night to run"),
@@ -92,7 +93,7 @@ def check(planned: list[dict[str, str]] | None, ran: list[Any], params: dict[str
 if NAMES:
     with DAG(
         "backfill",
-        **bounds(", ".join(sorted({dataset.owner for dataset in read_datasets()[0]})), hours=48, told=""),
+        **bounds(owners(DATASETS), hours=48, told=""),
         description="Nights of the past, of any dataset, with a form",
         tags=["nightsift", "backfill", *NAMES],
         schedule=None,

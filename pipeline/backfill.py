@@ -138,9 +138,10 @@ def plan(ws: "Workspace", asked: Backfill) -> Plan:
 def unfinished(ws: "Workspace", asked: Backfill, label: str) -> dict[date, str]:
     """The days that were asked for and are not done by the detector `label`, and why."""
     from pipeline.night import why_missing
+    from pipeline.score import night_digests
 
-    labels = accepted(ws, asked, label)
-    reasons = {day: why_missing(ws, day, labels, asked.entities) for day in asked.days}
+    labels, digests = accepted(ws, asked, label), night_digests(ws, asked.days)
+    reasons = {day: why_missing(ws, day, labels, asked.entities, digest) for day, digest in digests.items()}
     return {day: why for day, why in reasons.items() if why}
 
 
@@ -185,11 +186,16 @@ def foreign(ws: "Workspace", asked: Backfill, label: str) -> dict[date, str]:
 
 
 def run_day(ws: "Workspace", asked: Backfill, day: date, label: str) -> "Night":
-    """Run a day that was asked for, by the detector `label`; one that is done stays as it is without `overwrite`."""
+    """Run a day that was planned, by the detector `label`; one that is done stays as it is without `overwrite`.
+
+    What `plan` has landed counts: to look for new files again for each day would be to read every file each time.
+    """
     from pipeline.night import run_night
 
     labels = accepted(ws, asked, label)
-    return run_night(ws, day, overwrite=asked.overwrite, detector=label, entities=asked.entities, labels=labels)
+    return run_night(
+        ws, day, overwrite=asked.overwrite, detector=label, entities=asked.entities, labels=labels, landed=True
+    )
 
 
 def backfill(ws: "Workspace", asked: Backfill, say: Callable[["Night"], None] = lambda _: None) -> list["Night"]:

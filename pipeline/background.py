@@ -50,7 +50,7 @@ class Backgrounds:
 def read_backgrounds(ws: Workspace, day: date, incidents: pl.DataFrame) -> Backgrounds:
     """The background of `incidents` of `day`, a part of the table `incidents`."""
     first = day - timedelta(days=NIGHTS)
-    recorded = states(ws, "score").filter(pl.col("day").is_between(first, day, closed="left"))
+    recorded = states(ws, "score", first, day - timedelta(days=1))
     mine = pl.col("entity").is_in(incidents["entity"].unique().implode())
     reviewed = read_reviewed(ws, first, day).filter(mine)
     return Backgrounds(reviewed, frozenset(recorded["day"]), read_raw(ws, day, incidents))

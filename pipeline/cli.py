@@ -903,6 +903,34 @@ def serve(home: HomeDir = None, datasets: Datasets = None, as_json: Json = False
          "password_file": airflow.setup.password_file}, as_json))  # fmt: skip
 
 
+@command(OPERATE, "nightsift upkeep --dry-run", "nightsift upkeep pumps")
+def upkeep(
+    name: Annotated[str | None, typer.Argument(help="one dataset alone", autocompletion=completion.datasets)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would be done")] = False,
+    home: HomeDir = None,
+    datasets: Datasets = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the tables fast and the disk free.
+
+    Small files are merged, and what was replaced more than 30 days ago is removed, as is what killed processes have
+    left. It can run at any time, beside nights too.
+    """
+    from pipeline.lake import Lake
+    from pipeline.upkeep import keep_up_all, sweep
+
+    place = Home.at(home)
+    names = dataset_names(datasets) if name is None else [load_dataset(name, datasets).name]
+    with working(as_json):
+        done = keep_up_all((Lake(place.lake, each) for each in names), dry_run=dry_run)
+        left = sweep(place, dry_run=dry_run)
+    would = "would be " if dry_run else ""
+    show({"datasets": [asdict(each) for each in done], "leftovers": left}, as_json,
+         *(f"{each.dataset}: {would}merged: {each.merged:,} small files; {would}removed: {each.unused:,} unused ones"
+           for each in done),
+         f"leftovers of killed processes that {would or 'were '}removed: {len(left):,}")  # fmt: skip
+
+
 LEVELS = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
 

@@ -1,7 +1,6 @@
 """What state an installation is in: a list of checks, each with what to do where something is wrong."""
 
 import fcntl
-import math
 import os
 import platform
 import shutil
@@ -17,12 +16,12 @@ import polars as pl
 from pipeline.config import Dataset, Home, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 from pipeline.lake import TABLES, Lake
+from pipeline.upkeep import leftovers
 from pipeline.workspace import Workspace
 
 Level = Literal["OK", "WARN", "FAIL"]
 GB = 1e9
 LEAST_FREE = 1 * GB  # below it nothing can be written safely
-LEFT_AFTER = 8 * 86400.0  # seconds; no DAG run lasts as long, so what was not written since is nobody's any more
 SILENT_AFTER = 60  # seconds after which a scheduler whose heart has stopped is taken for dead
 NAMED = 5  # days, files or packages that a message names
 TOO_NEW = {"celery": "it has no celery.backends.database.retry, which Airflow's CeleryExecutor imports"}  # from 5.7 on
@@ -290,31 +289,14 @@ def _list(items: list[Any]) -> str:
 
 def check_leftovers(place: Place) -> Iterator[Check]:
     """What killed processes have left: staged shards, torn files, half-fetched detectors."""
-    old = place.now.timestamp() - LEFT_AFTER
-    roots = [place.home.root / "detectors", place.home.reports]
-    if "://" not in place.home.lake:
-        roots.append(Path(place.home.lake))
-    found = [path for root in roots for path in root.rglob("*") if _is_leftover(path) and _touched(path) < old]
+    found = leftovers(place.home, place.now)
     if found:
         size = sum(path.stat().st_size if path.is_file() else _size(str(path)) for path in found)
-        remedy = "no process needs them any more; remove them: rm -r " + " ".join(map(str, found[:NAMED]))
+        remedy = "no process needs them any more; remove them: nightsift upkeep"
         message = f"{len(found)} leftovers of killed processes, {size / GB:.2f} GB: {_list(found)}"
         yield Check("leftovers", "WARN", message, remedy)
     else:
         yield Check("leftovers", "OK", "none")
-
-
-def _is_leftover(path: Path) -> bool:
-    staged = path.parent.name == "_staging"  # a day's folder
-    return staged or path.name.startswith(".fetch-") or (path.suffix == ".part" and "_staging" not in path.parts)
-
-
-def _touched(path: Path) -> float:
-    """When anything in or below `path` was last written, in seconds since 1970; inf where it goes at this moment."""
-    try:
-        return max(each.stat().st_mtime for each in (path, *path.rglob("*")))
-    except FileNotFoundError:
-        return math.inf
 
 
 def check_lock(place: Place) -> Iterator[Check]:

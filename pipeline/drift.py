@@ -74,7 +74,7 @@ def find_drift(ws: Workspace, day: date) -> Drift:
         return Drift(str(day), None, {})
     trained = newest.tags["label"]
     since = ws.dataset.day_of(datetime.fromisoformat(newest.tags["data_window"].split(" to ")[1]))
-    recorded = states(ws, "score").filter(pl.col("day") >= since)
+    recorded = states(ws, "score", since)
     ours = recorded.filter(pl.col("detector_version").is_in(sorted(tracking.siblings(ws, champion.label)[1])))
     nights: list[date] = ours.filter(pl.col("day") <= day)["day"].to_list()[-NIGHTS:]
     if len(nights) < NIGHTS or nights[-1] != day or recorded["day"].max() != day:
@@ -85,12 +85,12 @@ def find_drift(ws: Workspace, day: date) -> Drift:
         "dismissed": _dismissed(ws, max(since, day - timedelta(days=LATELY - 1)), day),
     }
     reasons = {cause: f"{reason}." for cause, reason in found.items() if reason}
-    return Drift(str(day), trained, reasons, _told(ws, day, trained))
+    return Drift(str(day), trained, reasons, _told(ws, since, day, trained))
 
 
-def _told(ws: Workspace, day: date, trained: str) -> tuple[str, ...]:
-    """The causes that nights before `day` have told while `trained` was the newest detector."""
-    earlier = states(ws, "drift").filter((pl.col("day") < day) & (pl.col("detector_version") == trained))
+def _told(ws: Workspace, since: date, day: date, trained: str) -> tuple[str, ...]:
+    """The causes that nights from `since`, but before `day`, have told while `trained` was the newest detector."""
+    earlier = states(ws, "drift", since, day).filter((pl.col("day") < day) & (pl.col("detector_version") == trained))
     causes = (state_of(row).counts["causes"] for row in earlier.iter_rows(named=True))
     return tuple(sorted({cause for each in causes for cause in each}))
 

@@ -2,14 +2,16 @@
 
 A day of a table is replaced in one atomic commit: a reader sees all of it or none of it, a re-run replaces its own day
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
+Upkeep merges the small files of days that rest and removes what nobody can need any more: it is safe beside all else.
 """
 
 import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,6 +29,11 @@ Frames = Callable[[], Iterator[pl.DataFrame]]
 
 BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
+# Tables that many commits of a few rows make; in the others a commit replaces the day, sorted, or all of a source.
+SCATTERED = ("partitions", "verdicts")
+KEPT = timedelta(days=30)  # for so long what was replaced stays on disk, and an earlier version can be read
+ENDED = timedelta(days=8)  # no run lasts as long: what was not written since is nobody's any more
+RETENTION = "delta.deletedFileRetentionDuration"  # of a table, in Delta's own words
 # What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
 UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
 
@@ -128,6 +135,14 @@ class Lake:
             pl.col("num_records").cast(pl.Int64).alias("rows"),
         )
 
+    def newest(self, table: str) -> date | None:
+        """The newest day of which `table` holds anything, from its metadata alone; None where there is none."""
+        if not self.exists(table):
+            return None
+        days = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))["partition.day"]
+        newest = days.cast(pl.Date).max()
+        return newest if isinstance(newest, date) else None
+
     def stage(self, key: str, frame: pl.DataFrame) -> None:
         """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only.
 
@@ -176,6 +191,64 @@ class Lake:
         if "://" not in self.root:
             shutil.rmtree(f"{self.root}/{self.dataset}/_staging/{prefix}", ignore_errors=True)
 
+    def merge_files(self, table: str, now: datetime, *, dry_run: bool = False) -> int:
+        """Merge the files of each day that nobody has written for a while into one; how many files there were to merge.
+
+        A writer of such a day that commits first wins: then nothing is merged, until the next time. Raises
+        `NightsiftError` where the table cannot be read or written.
+        """
+        if table not in SCATTERED or not self.exists(table):
+            return 0
+        with self._keeping_up(table):
+            delta = DeltaTable(self.uri(table))
+            files = pl.DataFrame(delta.get_add_actions(flatten=True)).rename({"partition.day": "day"})
+            written = pl.col("modification_time").max().cast(pl.Datetime("ms", "UTC"))
+            days = files.drop_nulls("day").group_by("day").agg(pl.len().alias("files"), written.alias("written"))
+            resting = days.filter(pl.col("files") > 1, pl.col("written") < now - ENDED)
+            if len(resting) and not dry_run:
+                try:
+                    delta.optimize.compact([("day", "in", [str(day) for day in resting["day"]])])
+                except CommitFailedError:
+                    return 0
+            return int(resting["files"].sum())
+
+    def remove_unused(self, table: str, *, dry_run: bool = False) -> int:
+        """Remove the files that no version of the last `KEPT` has: replaced ones, and those of killed writers.
+
+        Returns how many there are. The log gets a checkpoint, and loses what is older than a month and stands in it.
+        Raises `NightsiftError` where the table cannot be read or written.
+        """
+        if not self.exists(table):
+            return 0
+        with self._keeping_up(table):
+            delta = DeltaTable(self.uri(table))
+            if not dry_run and RETENTION not in delta.metadata().configuration:
+                delta.alter.set_table_properties(_retention())
+            hours = None if RETENTION in delta.metadata().configuration else KEPT // timedelta(hours=1)
+            unused = delta.vacuum(hours, full=True)
+            if not dry_run:
+                if unused:
+                    delta.vacuum(hours, full=True, dry_run=False)
+                delta.create_checkpoint()
+                delta.cleanup_metadata()
+            return len(unused)
+
+    @contextmanager
+    def _keeping_up(self, table: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, DeltaError) as error:
+            raise NightsiftError(f"could not keep up {self.uri(table)}: {_one_line(error)}. No row was changed; run "
+                                 "nightsift upkeep again") from error  # fmt: skip
+
+    def leftovers(self) -> Iterator[Path]:
+        """What killed processes may have left in a local lake and no table knows: staged days, and torn files."""
+        folder = Path(self.root, self.dataset)
+        if "://" not in self.root:
+            yield from folder.glob("_staging/*")
+            yield from folder.glob("*/**/*.parquet#*")  # as Delta names a file while it is written
+            yield from folder.glob("*/_delta_log/*#*")
+
     def _commit(
         self,
         table: str,
@@ -214,6 +287,10 @@ class Held:
         """Let go of it."""
         if not isinstance(self.source, str):
             self.source.close()
+
+
+def _retention() -> dict[str, str]:
+    return {RETENTION: f"interval {KEPT.days} days"}
 
 
 def _collided(error: Exception) -> bool:
@@ -257,7 +334,7 @@ def _write(
         table = DeltaTable(uri)
     except TableNotFoundError:
         # Creating is a commit of its own: losing it to another creator loses no rows.
-        table = DeltaTable.create(uri, first.schema, partition_by=partitions, mode="ignore")
+        table = DeltaTable.create(uri, first.schema, partition_by=partitions, mode="ignore", configuration=_retention())
     properties = CommitProperties(custom_metadata=note) if note else None
     if predicate is None:
         write_deltalake(table, arrow, mode="append", commit_properties=properties)

@@ -166,8 +166,7 @@ def _night_inputs(ws: Workspace, scored: "Scored", made: Mapping[str, State]) ->
 
 def training_input(ws: Workspace, start: datetime, end: datetime, rows: int) -> Used:
     """The clean rows that a training from `start` to `end` (half-open) reads."""
-    inside = pl.col("day").is_between(ws.dataset.day_of(start), _last_day(ws.dataset, end))
-    days = states(ws, "validate").filter(inside)
+    days = states(ws, "validate", ws.dataset.day_of(start), _last_day(ws.dataset, end))
     return _used(ws, "clean", [state_of(row) for row in days.iter_rows(named=True)], "training", rows)
 
 
@@ -231,8 +230,7 @@ def drifts_by_night(ws: Workspace, day: date) -> pl.DataFrame:
 
 def nights_until(ws: Workspace, day: date) -> list[date]:
     """Those of the 28 nights up to `day` that are scored."""
-    scored = states(ws, "score").filter(pl.col("day").is_between(day - timedelta(days=NIGHTS - 1), day))
-    return scored["day"].to_list()
+    return states(ws, "score", day - timedelta(days=NIGHTS - 1), day)["day"].to_list()
 
 
 def drift_shares(ws: Workspace, day: date, entities: int) -> dict[str, float]:

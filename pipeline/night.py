@@ -27,6 +27,7 @@ from pipeline.score import (
     context_days,
     matching,
     night_digest,
+    night_digests,
     part_of,
     parts,
     plan_shards,
@@ -77,8 +78,9 @@ def run_night(
     detector: str = "",
     entities: Sequence[str] = (),
     labels: Collection[str] = (),
+    landed: bool = False,
 ) -> Night:
-    """Ingest, validate, score, incidents, report of one day.
+    """Ingest, validate, score, incidents, report of one day; without ingest where all has `landed` before.
 
     With `overwrite=False` a day that was done with this input and detector is left as it is, and one on which only the
     calendar has changed is not scored again. `detector` is the version to score with, as `pipeline.tracking.version`
@@ -87,8 +89,9 @@ def run_night(
     steps that were not reached keep what they held.
     """
     seconds: dict[str, float] = {}
-    with timed(seconds, "ingest"):
-        ingest(ws, context_days(ws.dataset, day)[0], day)
+    if not landed:
+        with timed(seconds, "ingest"):
+            ingest(ws, context_days(ws.dataset, day)[0], day)
     why = OVERWRITE if overwrite else why_missing(ws, day, labels or accepted(ws, detector), entities)
     done = not why
     if why == PLANNED:
@@ -173,13 +176,17 @@ def accepted(ws: Workspace, detector: str = "") -> set[str]:
     return tracking.siblings(ws, label)[1] if detector in ("", tracking.CHAMPION) else {label}
 
 
-def why_missing(ws: Workspace, day: date, labels: Collection[str], entities: Sequence[str] = ()) -> str:
+def why_missing(
+    ws: Workspace, day: date, labels: Collection[str], entities: Sequence[str] = (), digest: str = ""
+) -> str:
     """Why the day does not count as done by one of the detectors `labels`; empty where it does.
 
     A day of which some entities alone were scored since, by another detector, is not what one detector says of it.
-    Where `entities` are given, it is enough that these are scored.
+    Where `entities` are given, it is enough that these are scored. `digest` is the day's of `night_digests`, for
+    callers that ask for many days.
     """
-    made, digest = day_states(ws, day), night_digest(ws, day)
+    digest = digest or night_digest(ws, day)
+    made = day_states(ws, day)
     reason = _why_missing(made.get("incidents"), digest, labels) or _why_unended(made)
     reason = reason or next((why for part in parts(made) if (why := _why_apart(part, made, labels))), "")
     if not reason and made["incidents"].config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
@@ -343,5 +350,6 @@ def days_between(first: date, last: date) -> Iterator[date]:
 def missing_days(ws: Workspace, first: date, last: date) -> dict[date, str]:
     """The days from `first` to `last` whose incidents are not there or not up to date, and why."""
     labels = accepted(ws)
-    reasons = {day: why_missing(ws, day, labels) for day in days_between(first, last)}
+    digests = night_digests(ws, days_between(first, last))
+    reasons = {day: why_missing(ws, day, labels, digest=digest) for day, digest in digests.items()}
     return {day: why for day, why in reasons.items() if why}

@@ -63,7 +63,7 @@ def read_promise(ws: Workspace, day: date) -> Promise:
     """
     tonight = read_scored(ws, day)
     first = day - timedelta(days=NIGHTS - 1)
-    recorded = states(ws, "score").filter(pl.col("day").is_between(first, day))
+    recorded = states(ws, "score", first, day)
     scored = [Scored(**state_of(row).counts) for row in recorded.iter_rows(named=True)]
     same = [night for night in scored if night.promised == tonight.promised]
     unexplained = (pl.col("kind") != "silent") & pl.col("reason").is_null()

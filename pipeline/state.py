@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 import polars as pl
@@ -10,6 +10,8 @@ import polars as pl
 from pipeline.lake import quote
 from pipeline.tables import partitions_schema
 from pipeline.workspace import Workspace
+
+LATELY = timedelta(days=31)  # before the newest record; in these days the newest one of a step is looked for first
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,12 @@ def write_state(ws: Workspace, state: State) -> None:
     ws.lake.replace("partitions", state.day, frame, where=f"step = {quote(state.step)}", step=state.step)
 
 
-def states(ws: Workspace, step: str | None = None) -> pl.DataFrame:
-    """Every record, or those of one step, sorted by day and step."""
-    rows = ws.lake.scan("partitions", partitions_schema())
+def states(ws: Workspace, step: str | None = None, first: date | None = None, last: date | None = None) -> pl.DataFrame:
+    """The records of the days from `first` to `last`, of one step or of all, sorted by day and step.
+
+    Both ends are included; None: no bound, which reads a file for each day that there ever was.
+    """
+    rows = ws.lake.scan("partitions", partitions_schema(), first, last)
     if step is not None:
         rows = rows.filter(pl.col("step") == step)
     return rows.sort("day", "step").collect()
@@ -75,5 +80,9 @@ def state_of(row: dict[str, Any]) -> State:
 
 def newest_day(ws: Workspace, step: str) -> date | None:
     """The newest day that `step` has done as a whole; None where it never did any."""
-    newest = states(ws, step)["day"].max()
+    latest = ws.lake.newest("partitions")
+    if latest is None:
+        return None
+    lately = states(ws, step, latest - LATELY)["day"]
+    newest = (lately if len(lately) else states(ws, step)["day"]).max()
     return newest if isinstance(newest, date) else None

@@ -4,7 +4,7 @@ Imported whenever Airflow reads a DAG file, so nothing heavy stands at the top.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, time, timedelta
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from airflow.sdk import (
     PartitionedAtRuntime,
     RetryAction,
     RetryRule,
+    get_parsing_context,
 )
 from croniter import croniter
 
@@ -44,14 +45,25 @@ def home_folder() -> Path:
 
 
 def read_datasets() -> tuple[list[Dataset], list[ConfigError]]:
-    """Every dataset whose YAML can be read, and why the others cannot."""
+    """Every dataset whose YAML can be read, and why the others cannot.
+
+    Where a worker reads the file for a task of one dataset's DAG, that dataset alone: with a thousand of them, a task
+    would else begin with seconds of reading.
+    """
     good, bad = [], []
-    for name in dataset_names(datasets_folder()):
+    names = dataset_names(datasets_folder())
+    wanted = (get_parsing_context().dag_id or "").rpartition("_")[0]
+    for name in [wanted] if wanted in names else names:
         try:
             good.append(load_dataset(name, datasets_folder()))
         except ConfigError as error:
             bad.append(error)
     return good, bad
+
+
+def owners(datasets: Iterable[Dataset]) -> str:
+    """Who owns what is for all of these datasets: all their owners."""
+    return ", ".join(sorted({dataset.owner for dataset in datasets})) or "nightsift"
 
 
 def workspace(name: str) -> "Workspace":

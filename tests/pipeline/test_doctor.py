@@ -16,6 +16,7 @@ from pipeline.cli import main
 from pipeline.config import Home
 from pipeline.doctor import Check, Place, due_day, pending_days, stale_nights, unmet
 from pipeline.ingest import ingest
+from pipeline.lake import ENDED
 from pipeline.local import _alone
 from pipeline.score import night_digest
 from pipeline.state import State, write_state
@@ -185,7 +186,7 @@ def test_what_killed_processes_left_is_told_once_it_is_old(ws: Workspace) -> Non
         file.write_text("x")
     checks = list(doctor.check_leftovers(Place(ws.home, ws.dataset.file.parent, datetime.now(UTC))))
     assert level(checks, "leftovers")[0] == "OK"
-    later = Place(ws.home, ws.dataset.file.parent, datetime.now(UTC) + timedelta(seconds=doctor.LEFT_AFTER))
+    later = Place(ws.home, ws.dataset.file.parent, datetime.now(UTC) + ENDED)
     message = level(list(doctor.check_leftovers(later)), "leftovers")[1]
     assert message.startswith("3 leftovers")
     assert all(name in message for name in ("_staging/2026-01-05", "a.part", ".fetch-abc"))
@@ -195,7 +196,7 @@ def test_a_night_that_still_stages_shards_is_no_leftover(ws: Workspace) -> None:
     """The day's folder is as old as its first shard; what counts is when the last one was written."""
     ws.lake.stage("2026-01-05/1-a/0-of-2", pl.DataFrame({"score": [1.0]}))
     day = Path(ws.home.lake) / "demo" / "_staging" / "2026-01-05"
-    long_ago = datetime.now(UTC).timestamp() - 2 * doctor.LEFT_AFTER
+    long_ago = datetime.now(UTC).timestamp() - 2 * ENDED.total_seconds()
     for path in (day, day / "1-a"):
         os.utime(path, (long_ago, long_ago))
     checks = list(doctor.check_leftovers(Place(ws.home, ws.dataset.file.parent, datetime.now(UTC))))

@@ -1,0 +1,103 @@
+"""A year of nights in one go (six of them in a normal run): killed and gone on, while upkeep and readers run."""
+
+import shutil
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from pipeline.backfill import Backfill, backfill
+from pipeline.report import report_file
+from pipeline.train import train
+from pipeline.workspace import Workspace, open_workspace
+from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.figures import long, record
+from tests.pipeline.beside import beside, readers, upkeep
+
+NIGHTS, KILLED_AFTER = (365, 100) if long() else (6, 2)
+HISTORY, MACHINES, AGO = 6, 2, timedelta(days=728)
+FIRST = (START - AGO).date() + timedelta(days=HISTORY)
+LAST = FIRST + timedelta(days=NIGHTS - 1)
+ASKED = Backfill("demo", FIRST, LAST)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Two machines with a champion, and a file for each night to come; every fifth night has a fault."""
+    root = tmp_path_factory.mktemp("year")
+    (root / "datasets").mkdir()
+    (root / "datasets" / "demo.yaml").write_text(SENSOR.replace("epochs: 4", "epochs: 1"))
+    (root / "var" / "source").mkdir(parents=True)
+    ws = open_workspace("demo", root / "var", root / "datasets")
+    for day in range(HISTORY + NIGHTS):
+        fault = ("m1", 60, 75) if day >= HISTORY and day % 5 == 0 else None
+        deliver(ws, sensor_day(day, MACHINES, fault).with_columns(pl.col("time") - AGO), f"day-{day:03}")
+    train(ws, ws.dataset.day_bounds(FIRST - timedelta(days=HISTORY))[0], ws.dataset.day_bounds(FIRST)[0])
+    return ws
+
+
+def copy(ws: Workspace, folder: Path) -> Workspace:
+    shutil.copytree(ws.home.root, folder)
+    return open_workspace("demo", folder, ws.dataset.file.parent)
+
+
+def done(ws: Workspace) -> int:
+    """How many nights have their report."""
+    days = (FIRST + timedelta(days=n) for n in range(NIGHTS))
+    return sum(report_file(ws, day).exists() for day in days)
+
+
+def test_a_year_in_one_go_survives_a_kill_upkeep_and_readers(trained: Workspace, tmp_path: Path) -> None:
+    """The tables are those of an undisturbed year, only what is missing was run again, and no reader saw half a day."""
+    quiet, disturbed = copy(trained, tmp_path / "quiet"), copy(trained, tmp_path / "disturbed")
+    ended = [time.monotonic()]
+    nights = backfill(quiet, ASKED, lambda _: ended.append(time.monotonic()))
+    assert len(nights) == NIGHTS
+    assert not any(night.skipped for night in nights)
+
+    loops = (upkeep, disturbed.lake), (readers, disturbed.lake, MACHINES * 144)
+    with beside(*loops) as end:
+        kill_after(disturbed, KILLED_AFTER)
+        before = done(disturbed)
+        again = backfill(disturbed, ASKED)
+        told = end()
+    assert KILLED_AFTER <= before < NIGHTS
+    assert sum(night.skipped for night in again) >= before - 1  # the last one may have had its report, and no more
+    expected, found = tables(quiet), tables(disturbed)
+    assert expected.keys() == found.keys()
+    assert {name: frame.equals(found[name]) for name, frame in expected.items()} == dict.fromkeys(expected, True)
+    assert told["merged"] > 0
+    assert told["reads"] > 0
+    assert told["halves"] == 0
+    quarter = NIGHTS // 4
+    seconds = [end - start for start, end in pairwise(ended)]
+    first, last = sum(seconds[1 : quarter + 1]) / quarter, sum(seconds[-quarter:]) / quarter
+    figures = {
+        "nights": NIGHTS, "seconds": round(sum(seconds), 1), "seconds_a_night": round(sum(seconds) / NIGHTS, 2),
+        "last_quarter_over_first": round(last / first, 2), "killed_after_nights": before,
+        "run_again": NIGHTS - sum(night.skipped for night in again), "tables_that_differ": 0,
+    }  # fmt: skip
+    record("backfill", "Nights run in one go, killed on the way and gone on", figures, sum(seconds))
+    figures = {
+        "nights": NIGHTS, "rounds_of_upkeep": told["rounds"], "files_merged": told["merged"],
+        "files_removed": told["unused"], "reads_beside": told["reads"], "days_seen_half": told["halves"],
+        "tables_that_differ": 0,
+    }  # fmt: skip
+    record("upkeep", "Upkeep again and again while nights are written and read", figures, sum(seconds))
+
+
+def kill_after(ws: Workspace, nights: int) -> None:
+    """Run the backfill on the command line and kill it once so many nights are done."""
+    to = str(LAST + timedelta(days=1))
+    command = [sys.executable, "-m", "pipeline.cli", "backfill", "demo", "--from", str(FIRST), "--to", to,
+               "--home", str(ws.home.root), "--datasets", str(ws.dataset.file.parent)]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+        while done(ws) < nights:
+            assert running.poll() is None
+            time.sleep(0.2)
+        running.kill()
