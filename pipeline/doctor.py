@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -17,6 +17,7 @@ import polars as pl
 from pipeline.config import Dataset, Home, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 from pipeline.lake import TABLES, Lake
+from pipeline.redaction import without_secrets
 from pipeline.workspace import Workspace
 
 Level = Literal["OK", "WARN", "FAIL"]
@@ -48,9 +49,10 @@ class Place:
 
 
 def examine(home: Home, datasets: Path, now: datetime | None = None) -> list[Check]:
-    """Every check, in order; one that breaks is itself a failure and hides no other."""
+    """Every check, in order, without secrets; one that breaks is itself a failure and hides no other."""
     place = Place(home, datasets, now or datetime.now(UTC))
-    return [check for look in CHECKS for check in _looked(look, place)]
+    found = [check for look in CHECKS for check in _looked(look, place)]
+    return [replace(check, message=without_secrets(check.message)) for check in found]
 
 
 def _looked(look: Callable[[Place], Iterator[Check]], place: Place) -> list[Check]:
@@ -59,6 +61,10 @@ def _looked(look: Callable[[Place], Iterator[Check]], place: Place) -> list[Chec
     except Exception as error:  # noqa: BLE001 - whatever is broken here is what the doctor has to tell
         what = look.__name__.removeprefix("check_").replace("_", " ")
         return [Check(what, "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())}", "mend what it names")]
+
+
+def _short(error: Exception) -> str:
+    return without_secrets(" ".join(str(error).split()))[:300]
 
 
 def check_versions(_: Place) -> Iterator[Check]:
@@ -160,10 +166,9 @@ def _size(folder: str) -> int:
 def check_mlflow(place: Place) -> Iterator[Check]:
     """Whether MLflow answers, and takes a note: a tag of the experiment `nightsift/doctor`."""
     uri = place.home.tracking_uri
-    shown = uri.split("@")[-1]  # without user and password
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not file.exists():
-        yield Check("mlflow", "OK", f"{shown} is not there yet; the first training makes it")
+        yield Check("mlflow", "OK", f"{uri} is not there yet; the first training makes it")
         return
     for name, value in {"MAX_RETRIES": "1", "TIMEOUT": "10"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
@@ -178,9 +183,9 @@ def check_mlflow(place: Place) -> Iterator[Check]:
         api.set_experiment_tag(number, "checked", place.now.isoformat(timespec="seconds"))
     except MlflowException as error:
         remedy = "check MLFLOW_TRACKING_URI, and that the server runs and lets this user write"
-        yield Check("mlflow", "FAIL", f"{shown} takes no note: {' '.join(str(error).split())[:300]}", remedy)
+        yield Check("mlflow", "FAIL", f"{uri} takes no note: {_short(error)}", remedy)
         return
-    yield Check("mlflow", "OK", f"{shown} can be read and written")
+    yield Check("mlflow", "OK", f"{uri} can be read and written")
 
 
 def check_gpus(_: Place) -> Iterator[Check]:
@@ -349,7 +354,7 @@ def check_airflow(place: Place) -> Iterator[Check]:
             slots = connection.execute(text("select slots from slot_pool where pool = 'gpu'")).scalar()
     except SQLAlchemyError as error:
         remedy = "check AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, then run: airflow db migrate"
-        yield Check("airflow database", "FAIL", f"{shown}: {' '.join(str(error).split())[:300]}", remedy)
+        yield Check("airflow database", "FAIL", f"{shown}: {_short(error)}", remedy)
         return
     finally:
         engine.dispose()
