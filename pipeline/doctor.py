@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -31,12 +31,15 @@ TOO_NEW = {"celery": "it has no celery.backends.database.retry, which Airflow's 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: what, how it is, and what to do about it (nothing where it is OK)."""
+    """One thing that was looked at: what, how it is, without secrets, and what to do about it (nothing where OK)."""
 
     what: str
     level: Level
     message: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", without_secrets(self.message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +52,9 @@ class Place:
 
 
 def examine(home: Home, datasets: Path, now: datetime | None = None) -> list[Check]:
-    """Every check, in order, without secrets; one that breaks is itself a failure and hides no other."""
+    """Every check, in order; one that breaks is itself a failure and hides no other."""
     place = Place(home, datasets, now or datetime.now(UTC))
-    found = [check for look in CHECKS for check in _looked(look, place)]
-    return [replace(check, message=without_secrets(check.message)) for check in found]
+    return [check for look in CHECKS for check in _looked(look, place)]
 
 
 def _looked(look: Callable[[Place], Iterator[Check]], place: Place) -> list[Check]:
