@@ -45,6 +45,8 @@ COMPOSE_PROFILES=cpu
 # WORKER_CONCURRENCY=4                tasks at once on the default worker
 # GPU_SLOTS=1                         tasks at once on all GPU workers together, when the pool is made
 
+# NIGHTSIFT_SOURCES=/srv/readings,…     what the YAMLs may read: folders, addresses, variables; see docs/operations.md
+
 # NIGHTSIFT_LAKE=s3://nightsift/lake
 # AWS_ENDPOINT_URL=http://objectstore:8333
 # AWS_ALLOW_HTTP=true

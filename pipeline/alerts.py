@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.config import Dataset, Route, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.message import Form, Message, fit, render
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from apprise import Apprise
@@ -166,19 +167,14 @@ def keep_error(context: Mapping[str, Any]) -> None:
     """
     error = context.get("exception")
     if isinstance(error, BaseException):
-        kept = {"sentence": without_secrets(_sentence(error)), "told": getattr(error, "told", False)}
+        kept = {"sentence": _sentence(error), "told": getattr(error, "told", False)}
         context["ti"].xcom_push(ERROR, kept)
 
 
 def _sentence(error: BaseException) -> str:
-    """The error's message; with its type where it is not one of ours, which are sentences."""
-    text = str(error).strip() or "no message"
+    """The error's message, without secrets; with its type where it is not one of ours, which are sentences."""
+    text = without_secrets(str(error)).strip() or "no message"
     return (text if isinstance(error, NightsiftError) else f"{type(error).__name__}: {text}")[:MOST]
-
-
-def without_secrets(text: str) -> str:
-    """`text` without users and passwords of addresses."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
 def tell_failure(name: str, datasets: Path, context: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, date, datetime, timedelta
@@ -100,10 +101,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except NightsiftError as error:
         fail(str(error))
         sys.exit(error.exit_code)
-    except Exception as error:
-        if os.environ.get("NIGHTSIFT_LOG"):
-            raise
-        fail(_unforeseen(error))
+    except Exception as error:  # noqa: BLE001 - raised, it would be printed with whatever secret a driver quotes
+        fail(traceback.format_exc() if os.environ.get("NIGHTSIFT_LOG") else _unforeseen(error))
         sys.exit(1)
     except KeyboardInterrupt:
         err().print("interrupted; what was committed stays, run the command again to go on")

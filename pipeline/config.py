@@ -741,7 +741,7 @@ def dataset_names(folder: str | Path | None = None) -> list[str]:
 def load_dataset(name: str, folder: str | Path | None = None) -> Dataset:
     """The dataset `name`; raises `ConfigError` that names the file, the key, what was wrong and what is allowed."""
     file = datasets_dir(folder) / f"{name}.yaml"
-    if not file.is_file():
+    if Path(name).name != name or not file.is_file():  # a name is no path, or it would lead out of the folder
         raise ConfigError(f"there is no dataset {name!r}: {_show(file)} does not exist{_known(name, folder)}")
     return read_dataset(file)
 

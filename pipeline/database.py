@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import adbc_driver_manager
 import polars as pl
 import pyarrow as pa
 
+from pipeline.allowed import require_connection
 from pipeline.canonical import one_line
 from pipeline.config import Dataset
 from pipeline.errors import ConfigError, NightsiftError
@@ -100,7 +100,6 @@ class Database:
     dataset: Dataset
     connection: Any
     is_sqlite: bool
-    secret: str
 
     @property
     def query(self) -> str:
@@ -130,15 +129,18 @@ class Database:
                 cursor.execute(query)
                 return cursor.fetch_arrow_table()
         except (adbc_driver_manager.Error, OSError, pa.ArrowInvalid) as error:
-            words = _without_secret(self.secret, error)
             # Not chained: the driver's own error may quote the connection string.
-            raise ConfigError(f"{self.dataset.file.name}: source.sql: the query failed: {words}") from None
+            raise ConfigError(f"{self.dataset.file.name}: source.sql: the query failed: {one_line(error)}") from None
 
 
 @contextmanager
 def connect(dataset: Dataset) -> Iterator[Database]:
-    """The dataset's database; raises `ConfigError` where the variable is unset, `NightsiftError` where none answers."""
+    """The dataset's database, in a transaction that can only read and is never committed.
+
+    Raises `ConfigError` where the variable is unset or not allowed, `NightsiftError` where no database answers.
+    """
     variable = dataset.source.connection_env or ""
+    require_connection(variable)
     address = os.environ.get(variable, "")
     if not address:
         raise ConfigError(
@@ -146,13 +148,18 @@ def connect(dataset: Dataset) -> Iterator[Database]:
             "give it the connection string (postgresql://… or sqlite:///…)"
         )
     opener, uri = _driver(variable, address)
+    is_sqlite = address.startswith("sqlite")
     try:
         connection = opener(uri)
+        if not is_sqlite:  # that one is opened for reading alone
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION READ ONLY")  # no query can take it back
     except (adbc_driver_manager.Error, OSError) as error:
-        words = _without_secret(address, error)
-        raise NightsiftError(f"dataset {dataset.name}: cannot connect to the database in {variable}: {words}") from None
+        raise NightsiftError(
+            f"dataset {dataset.name}: cannot connect to the database in {variable}: {one_line(error)}"
+        ) from None
     with connection:
-        yield Database(dataset, connection, address.startswith("sqlite"), address)
+        yield Database(dataset, connection, is_sqlite)
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -190,12 +197,3 @@ def _driver(variable: str, address: str) -> tuple[Callable[[str], Any], str]:
 def _as_text(column: str) -> str:
     exact = f"WHEN 'real' THEN printf('%!.17g', {column}) WHEN 'blob' THEN hex({column})"  # 17 digits keep every bit
     return f"CASE typeof({column}) {exact} ELSE CAST({column} AS TEXT) END AS {column}"
-
-
-def _without_secret(address: str, error: BaseException) -> str:
-    """The error's words on one line, without the connection string or its password."""
-    password = urlsplit(address).password or ""
-    words = one_line(error)
-    for hidden in filter(None, (address, password, unquote(password))):
-        words = words.replace(hidden, "…")
-    return words

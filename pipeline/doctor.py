@@ -16,6 +16,7 @@ import polars as pl
 from pipeline.config import Dataset, Home, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 from pipeline.lake import TABLES, Lake
+from pipeline.redaction import without_secrets
 from pipeline.upkeep import leftovers
 from pipeline.workspace import Workspace
 
@@ -29,12 +30,15 @@ TOO_NEW = {"celery": "it has no celery.backends.database.retry, which Airflow's 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at: what, how it is, and what to do about it (nothing where it is OK)."""
+    """One thing that was looked at: what, how it is, without secrets, and what to do about it (nothing where OK)."""
 
     what: str
     level: Level
     message: str
     remedy: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", without_secrets(self.message))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ def _looked(look: Callable[[Place], Iterator[Check]], place: Place) -> list[Chec
     except Exception as error:  # noqa: BLE001 - whatever is broken here is what the doctor has to tell
         what = look.__name__.removeprefix("check_").replace("_", " ")
         return [Check(what, "FAIL", f"{type(error).__name__}: {' '.join(str(error).split())}", "mend what it names")]
+
+
+def _short(error: Exception) -> str:
+    return without_secrets(" ".join(str(error).split()))[:300]
 
 
 def check_versions(_: Place) -> Iterator[Check]:
@@ -159,10 +167,9 @@ def _size(folder: str) -> int:
 def check_mlflow(place: Place) -> Iterator[Check]:
     """Whether MLflow answers, and takes a note: a tag of the experiment `nightsift/doctor`."""
     uri = place.home.tracking_uri
-    shown = uri.split("@")[-1]  # without user and password
     file = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite") and not file.exists():
-        yield Check("mlflow", "OK", f"{shown} is not there yet; the first training makes it")
+        yield Check("mlflow", "OK", f"{uri} is not there yet; the first training makes it")
         return
     for name, value in {"MAX_RETRIES": "1", "TIMEOUT": "10"}.items():
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", value)
@@ -177,9 +184,9 @@ def check_mlflow(place: Place) -> Iterator[Check]:
         api.set_experiment_tag(number, "checked", place.now.isoformat(timespec="seconds"))
     except MlflowException as error:
         remedy = "check MLFLOW_TRACKING_URI, and that the server runs and lets this user write"
-        yield Check("mlflow", "FAIL", f"{shown} takes no note: {' '.join(str(error).split())[:300]}", remedy)
+        yield Check("mlflow", "FAIL", f"{uri} takes no note: {_short(error)}", remedy)
         return
-    yield Check("mlflow", "OK", f"{shown} can be read and written")
+    yield Check("mlflow", "OK", f"{uri} can be read and written")
 
 
 def check_gpus(_: Place) -> Iterator[Check]:
@@ -331,7 +338,7 @@ def check_airflow(place: Place) -> Iterator[Check]:
             slots = connection.execute(text("select slots from slot_pool where pool = 'gpu'")).scalar()
     except SQLAlchemyError as error:
         remedy = "check AIRFLOW__DATABASE__SQL_ALCHEMY_CONN, then run: airflow db migrate"
-        yield Check("airflow database", "FAIL", f"{shown}: {' '.join(str(error).split())[:300]}", remedy)
+        yield Check("airflow database", "FAIL", f"{shown}: {_short(error)}", remedy)
         return
     finally:
         engine.dispose()

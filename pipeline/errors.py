@@ -1,11 +1,16 @@
 """The errors that end a command or a task: each is one sentence that says what, where, and what to do."""
 
+from pipeline.redaction import without_secrets
+
 
 class NightsiftError(Exception):
-    """A failure with a message for a person; `exit_code` is what the command line returns."""
+    """A failure with a message for a person, without secrets; `exit_code` is what the command line returns."""
 
     exit_code = 1
     told = False  # whether those whom it concerns were told already, so that its failure needs no other message
+
+    def __init__(self, sentence: str = "") -> None:
+        super().__init__(without_secrets(sentence))
 
 
 class ConfigError(NightsiftError):

@@ -24,6 +24,7 @@ import pyarrow.fs
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
+from pipeline.allowed import require_path
 from pipeline.canonical import Rows, canonical, one_line, require_columns, source_columns
 from pipeline.config import Dataset, Home
 from pipeline.database import Stretch, connect
@@ -52,11 +53,16 @@ def source_path(dataset: Dataset, home: Home) -> str:
 
 
 def resolve_path(path: str, folder: Path, home: Home) -> str:
-    """`path` with `{home}` filled in, and where it is local, absolute (a relative one is taken from `folder`)."""
+    """`path` with `{home}` filled in, and where it is local, absolute (a relative one is taken from `folder`).
+
+    Raises `ConfigError` where the operator does not allow to read what is there.
+    """
     path = path.replace("{home}", str(home.root))
     if path.startswith("file://"):
         path = unquote(path.removeprefix("file://"))
-    return path if "://" in path else os.path.normpath(folder.absolute() / path)
+    where = path if "://" in path else os.path.normpath(folder.absolute() / path)
+    require_path(_fixed_part(where))
+    return where
 
 
 def list_files(dataset: Dataset, home: Home) -> list[SourceFile]:
@@ -75,6 +81,8 @@ def list_matching(where: str, label: str) -> list[SourceFile]:
     with _reachable(where):
         system = _filesystem(scheme)
         found = _matching(system, folder, pattern)
+        for info in found if scheme == "" else []:
+            require_path(info.path)  # it may be a link to another place
         files = [_source_file(system, scheme, info.path, folder) for info in found]
         if not files:
             raise GateRefusedError(f"{label}: no source file matches {where}{_hint(system, path)}")
@@ -224,6 +232,13 @@ def _split_glob(path: str) -> tuple[str, str]:
     parts = path.split("/")
     fixed = next((i for i, part in enumerate(parts) if re.search(r"[*?\[]", part)), len(parts) - 1)
     return "/".join(parts[:fixed]) or "/", "/".join(parts[fixed:])
+
+
+def _fixed_part(where: str) -> str:
+    """The folder below which all matches of a glob lie; what is no glob, as it is."""
+    scheme, path = _split_scheme(where)
+    folder = _split_glob(path)[0] if re.search(r"[*?\[]", path) else path
+    return f"{scheme}://{folder}" if scheme else folder
 
 
 def _glob_regex(pattern: str) -> str:

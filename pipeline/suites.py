@@ -21,6 +21,7 @@ import jsonschema
 import yaml
 from pydantic import Field, ValidationError
 
+from pipeline.allowed import require_path
 from pipeline.config import Dataset, Feature, Strict, read_yaml
 from pipeline.errors import ConfigError
 
@@ -131,6 +132,7 @@ def _text_and_place(dataset: Dataset) -> tuple[str, str]:
     if dataset.suite is None:
         return default_suite_text(dataset), f"the default suite of {dataset.name}"
     file = (dataset.file.parent / dataset.suite).resolve()
+    require_path(str(file))
     place = str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
     try:
         return file.read_text(encoding="utf-8"), place

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.progress import heard_by
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,15 +63,15 @@ class LogLines(logging.Handler):
     """Prints log records on the standard error, above a bar that is drawn there."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        say(self.format(record), style="")
+        """Print one record, without secrets; the traceback of a driver's error may have one."""
+        say(without_secrets(self.format(record)), style="")
 
 
 def fail(sentence: str) -> None:
     """Print an error on the standard error."""
     from rich.text import Text
 
-    err().print(Text.assemble(("error: ", "bold red"), plain(sentence)))
+    err().print(Text.assemble(("error: ", "bold red"), plain(without_secrets(sentence))))
 
 
 def width() -> int | None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("nightsift.tracking")
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+FILES = "files"  # a tag of a version: the digest of its detector's files, as they were registered
 FORMER = "former_champions"  # a tag of the registered model: the numbers of versions, the latest last
 REMEMBERED = 100  # of them
 # Without this tag MLflow's pages guess, and show an experiment that has no run yet as one of generative AI.
@@ -223,7 +224,7 @@ def register(
     )
     number = str(info.registered_model_version)
     label = f"{number}-{digest[:8]}"
-    for key, value in {**tags, "label": label}.items():
+    for key, value in {**tags, FILES: files_digest(folder), "label": label}.items():
         api.set_model_version_tag(ws.dataset.name, number, key, value)
     api.update_model_version(ws.dataset.name, number, note)
     describe_model(ws)
@@ -402,7 +403,7 @@ def _registered(ws: Workspace, which: str) -> Any:
 
 def _fetch(ws: Workspace, entry: Any) -> Version:
     number, label = str(entry.version), str(entry.tags["label"])
-    return Version(number, label, _local_copy(ws, number, label))
+    return Version(number, label, _local_copy(ws, entry))
 
 
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
@@ -434,29 +435,58 @@ def detector_folder(ws: Workspace, label: str) -> Path:
     return ws.home.root / "detectors" / ws.dataset.name / label
 
 
-def _local_copy(ws: Workspace, number: str, label: str) -> Path:
-    """The detector's folder under the state folder; fetched whole or not at all."""
-    target = detector_folder(ws, label)
-    if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-            fetched = fetch(ws, number, Path(scratch))
-            try:
-                fetched.rename(target)
-            except OSError:  # another process fetched the same version meanwhile
-                if not target.is_dir():
-                    raise
+def _local_copy(ws: Workspace, entry: Any) -> Path:
+    """The detector's folder under the state folder, fetched whole or not at all; judged each time that it is used."""
+    target = detector_folder(ws, entry.tags["label"])
+    if target.is_dir():
+        _require_registered(ws, entry, target, f"remove {target}, and it is fetched anew")
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+        fetched = fetch(ws, str(entry.version), Path(scratch))
+        try:
+            fetched.rename(target)
+        except OSError:  # another process fetched the same version meanwhile
+            if not target.is_dir():
+                raise
     return target
 
 
 def fetch(ws: Workspace, number: str, into: Path) -> Path:
-    """The folder of the detector that the registry holds as version `number`, copied under the folder `into`."""
-    client(ws)
+    """The folder of the detector that the registry holds as version `number`, copied under the folder `into`.
+
+    Raises `NightsiftError` where it is not what was registered.
+    """
+    entry = client(ws).get_model_version(ws.dataset.name, number)
     import mlflow
 
     uri = f"models:/{ws.dataset.name}/{number}"
-    fetched = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into)))
-    return min((path.parent for path in fetched.rglob("detector.json")), key=lambda path: len(path.parts))
+    found = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(into))).rglob("detector.json")
+    folder = min((path.parent for path in found), key=lambda path: len(path.parts), default=into)
+    _require_registered(ws, entry, folder, "go back to an earlier one with nightsift rollback, or train a new one")
+    return folder
+
+
+def files_digest(folder: Path) -> str:
+    """64 hex digits of the names and bytes of all files below `folder`; a link is not followed."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or path.is_file():
+            held = b"link" if path.is_symlink() else hashlib.sha256(path.read_bytes()).digest()
+            digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + held)
+    return digest.hexdigest()
+
+
+def _require_registered(ws: Workspace, entry: Any, folder: Path, remedy: str) -> None:
+    """Raise `NightsiftError` where the files in `folder` are not those that were registered, before any is read."""
+    which = f"detector {entry.tags.get('label', entry.version)} of {ws.dataset.name}"
+    if FILES not in entry.tags:
+        raise NightsiftError(f"{which} was registered without a digest of its files; train a new one: nightsift train")
+    if files_digest(folder) != entry.tags[FILES]:
+        raise NightsiftError(
+            f"{which} is not what was registered: files were changed, added or removed; nothing was scored with it. "
+            f"Find out who did that, then {remedy}"
+        )
 
 
 def log_figure(figure: "Figure", name: str) -> None:

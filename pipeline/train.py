@@ -118,7 +118,7 @@ class Staged:
             frame = self.lake.staged(f"{CHECKPOINTS}/{key}")
             if frame is None:
                 return None
-            state = {name: np.load(BytesIO(data)) for name, data in frame.iter_rows()}
+            state = {name: np.load(BytesIO(data), allow_pickle=False) for name, data in frame.iter_rows()}
         except (pl.exceptions.PolarsError, OSError, ValueError) as error:
             log.warning("%s: a checkpoint cannot be read, training begins anew: %s", self.lake.dataset, error)
             return None

@@ -26,6 +26,7 @@ from croniter import croniter
 from pipeline.alerts import keep_error, tell_failure
 from pipeline.config import Dataset, dataset_names, load_dataset
 from pipeline.errors import ConfigError
+from pipeline.redaction import secrets
 
 if TYPE_CHECKING:
     from pipeline.workspace import Workspace
@@ -67,9 +68,16 @@ def owners(datasets: Iterable[Dataset]) -> str:
 
 
 def workspace(name: str) -> "Workspace":
-    """The workspace of a task, wherever the worker was started."""
+    """The workspace of a task, wherever the worker was started; Airflow's logs of the task show no secret from then on.
+
+    Also in what libraries say: the traceback of a driver's error may hold a connection string.
+    """
+    from airflow.sdk.log import mask_secret
+
     from pipeline.workspace import open_workspace
 
+    for secret in secrets():
+        mask_secret(secret)
     return open_workspace(name, home_folder(), datasets_folder())
 
 

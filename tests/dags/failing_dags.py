@@ -1,5 +1,6 @@
 """DAGs that fail in every way, made as ours are; read by the Airflow that `test_failure` starts."""
 
+import logging
 import os
 import signal
 import time
@@ -8,7 +9,7 @@ from datetime import timedelta
 from airflow.sdk import DAG, task
 
 from pipeline.errors import DeadlineMissedError, GateRefusedError
-from pipeline.wiring import read_datasets, settings
+from pipeline.wiring import read_datasets, settings, workspace
 
 (dataset,) = read_datasets()[0]
 at_once = {"retries": 1, "retry_delay": timedelta(seconds=1)}
@@ -16,8 +17,10 @@ at_once = {"retries": 1, "retry_delay": timedelta(seconds=1)}
 
 @task(**at_once, max_active_tis_per_dag=1)
 def shard(number: int) -> None:
-    """Fails in every shard and every try."""
-    raise ValueError(f"shard {number} of postgresql://ann:hunter2secret@db/x is lost")
+    """Fails in every shard and every try, after a driver has said to which address it connects."""
+    address = os.environ["PAYMENTS"]
+    logging.getLogger("driver").warning("%s connects to %s", workspace(dataset.name).dataset.name, address)
+    raise ValueError(f"shard {number} of {address} is lost") from OSError(address)
 
 
 @task

@@ -5,6 +5,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +17,23 @@ from pipeline.local import LocalAirflow, local_airflow
 from tests.conftest import SENSOR
 from tests.dags.conftest import HERE
 from tests.pipeline.test_notify import SECRET, Server
+from tests.security.test_night import holding
 
+# Airflow's LocalExecutor repeats a task's log on its own output as it came, before Airflow masks it.
+REPEATED = "airflow/logs/scheduler.log"
 ENDS = {"refused": "failed", "endless": "failed", "killed": "failed", "missed": "failed", "mended": "success",
         "shards": "failed"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[dict[str, Any]]]]:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("failure")
+
+
+@pytest.fixture(scope="module")
+def told(root: Path) -> Iterator[dict[str, list[dict[str, Any]]]]:
     """The messages of each failing DAG, all run in one Airflow, some time after the last has ended."""
-    root, server = tmp_path_factory.mktemp("failure"), Server()
+    server = Server()
     (root / "datasets").mkdir()
     (root / "dags").mkdir()
     (root / "datasets" / "demo.yaml").write_text(SENSOR + "notify: {urls_env: [OPS]}\n")
@@ -32,6 +41,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, list[di
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OPS", server.url)
+            patch.setenv("PAYMENTS", f"postgresql://ann:{SECRET}@db/x")
             patch.setattr("pipeline.local.ROOT", root)
             patch.setattr("pipeline.local.free_port", any_port)
             with local_airflow(Home.at(root / "var"), root / "datasets", say=lambda _: None) as airflow:
@@ -94,3 +104,11 @@ def test_the_message_says_what_failed_and_why(told: dict[str, list[dict[str, Any
     assert said in message
     assert f"/dags/demo_{kind}/runs/" in message
     assert SECRET not in message
+
+
+def test_no_password_is_kept_by_airflow(told: dict[str, list[dict[str, Any]]], root: Path) -> None:
+    """Neither in the log of a task, whatever a driver says there, nor in Airflow's database with XCom and all else."""
+    assert told["shards"]
+    found = holding(root / "var", "connects to postgresql://", SECRET)
+    assert any("dag_id=demo_shards" in file for file in found["connects to postgresql://"]), found
+    assert {*found[SECRET]} <= {REPEATED}

@@ -111,13 +111,45 @@ def test_no_secret_stands_in_the_file(name: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_our_services_cannot_gain_rights(name: str) -> None:
-    """Our services run as the image's user, without capabilities; what a user writes is mounted read-only."""
+    """Our services run as the image's user, without capabilities; code and what a user writes are read-only."""
     service = OURS[name]
     assert service["cap_drop"] == ["ALL"]
-    assert "no-new-privileges:true" in service["security_opt"]
+    assert service["read_only"] is True
+    assert {entry.partition(":")[0] for entry in service["tmpfs"]} == {"/tmp", "/opt/airflow"}
     assert not {"user", "privileged", "cap_add"} & set(service)
     host = [volume for volume in service["volumes"] if volume.startswith(".")]
     assert all(volume.endswith(":ro") for volume in host)
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_no_service_can_gain_rights_or_reach_the_machine(name: str) -> None:
+    """None is privileged, shares a name space with the machine, or has Docker's socket."""
+    service = SERVICES[name]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices"} & set(service)
+    assert "docker.sock" not in json.dumps(service)
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name != "mlflow"])
+def test_yamls_may_read_what_is_theirs(name: str) -> None:
+    """Neither Airflow's database nor its password file, unless an operator adds it."""
+    given = SERVICES[name]["environment"]
+    folders = re.sub(r"\$\{NIGHTSIFT_SOURCES:-(.*)\}", r"\1", given["NIGHTSIFT_SOURCES"]).split(",")
+    assert folders == ["/var/lib/nightsift/source", "/opt/nightsift/datasets", "/opt/nightsift/expectations",
+                       "s3://", "gs://", "az://"]  # fmt: skip
+    assert not {*folders} & {*given}
+
+
+def test_all_that_the_image_lets_its_user_write_is_a_volume_or_passes() -> None:
+    """So that a file system that cannot be written stops no service."""
+    text = (ROOT / "docker/Dockerfile").read_text()
+    (made,) = re.findall(r"install -d -o nightsift -g 0 -m 775 (.*)", text)
+    for service in OURS.values():
+        kept = {volume.split(":")[1] for volume in service["volumes"]}
+        kept |= {entry.partition(":")[0] for entry in service["tmpfs"]}
+        other = {"/var/lib/nightsift", "/var/lib/mlflow"} - kept
+        assert set(made.split()) - kept == other
+        assert len(other) == 1, "MLflow keeps artifacts, Airflow's services keep state"
 
 
 def test_the_image_runs_as_a_user_who_owns_no_code() -> None:

@@ -95,6 +95,15 @@ def test_the_image_runs_the_version_that_the_chart_is_told() -> None:
     assert f"\napache-airflow=={VALUES['airflowVersion']} " in (ROOT / "requirements.lock").read_text()
 
 
+def test_pods_cannot_gain_rights() -> None:
+    """They run as the image's user, without capabilities."""
+    user = (ROOT / "docker/Dockerfile").read_text().split("USER ")[-1].split()[0]
+    contexts = VALUES["securityContexts"]
+    assert f"{contexts['pod']['runAsUser']}:{contexts['pod']['runAsGroup']}" == user
+    assert contexts["pod"]["runAsNonRoot"] is True
+    assert contexts["containers"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
 def test_no_secret_stands_in_the_values() -> None:
     """Secrets are named, never written out."""
     for name in ("fernetKey", "apiSecretKey", "jwtSecret"):

@@ -83,10 +83,14 @@ def ids(ws: Workspace) -> dict[str, str]:
 
 @pytest.fixture
 def house(tmp_path: Path) -> House:
+    return house_in(tmp_path)
+
+
+def house_in(root: Path) -> House:
     """A night of pumps: two anomalies, one of them of a nasty name and with a nasty reason, and a silence."""
-    (tmp_path / "datasets").mkdir()
-    (tmp_path / "datasets" / "pumps.yaml").write_text(YAML.format(nasty=NASTY))
-    ws = open_workspace("pumps", tmp_path, tmp_path / "datasets")
+    (root / "datasets").mkdir()
+    (root / "datasets" / "pumps.yaml").write_text(YAML.format(nasty=NASTY))
+    ws = open_workspace("pumps", root, root / "datasets")
     found = [
         incident("pump-1", at("02:00"), at("03:00"), VIBRATION, FLOW, severity=4.0, steps=13),
         incident(NASTY, at("02:00"), at("03:00"), VIBRATION, reason=NASTY),
