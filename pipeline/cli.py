@@ -114,6 +114,10 @@ def _unforeseen(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return (f"{error.filename}: {error.strerror}; see that it is there, and that this user may read and write it, "
                 "or choose another --home")  # fmt: skip
+    from pipeline.lake import UNREADABLE, unreachable
+
+    if isinstance(error, UNREADABLE):
+        return unreachable("a table", error)
     return (f"this should not happen: {type(error).__name__}: {error}\n"
             "set NIGHTSIFT_LOG=DEBUG to see where, and report it with the command that you ran")  # fmt: skip
 

@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, NightsiftError
 
 ISO_DATE = "____-__-__%"  # LIKE pattern of a text that sorts by its day
 EVERY_ROW = 2**30
+PATIENCE = "10"  # seconds for which PostgreSQL may take a connection, where PGCONNECT_TIMEOUT does not say otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +129,9 @@ class Database:
                     cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": EVERY_ROW})
                 cursor.execute(query)
                 return cursor.fetch_arrow_table()
+        except adbc_driver_manager.OperationalError as error:  # which is nobody's mistake: trying again may help
+            raise NightsiftError(f"dataset {self.dataset.name}: the database in {self.dataset.source.connection_env} "
+                                 f"broke off: {one_line(error)}; run again when it answers") from None  # fmt: skip
         except (adbc_driver_manager.Error, OSError, pa.ArrowInvalid) as error:
             # Not chained: the driver's own error may quote the connection string.
             raise ConfigError(f"{self.dataset.file.name}: source.sql: the query failed: {one_line(error)}") from None
@@ -183,6 +187,7 @@ def _driver(variable: str, address: str) -> tuple[Callable[[str], Any], str]:
     if kind in ("postgresql", "postgres"):
         import adbc_driver_postgresql.dbapi
 
+        os.environ.setdefault("PGCONNECT_TIMEOUT", PATIENCE)  # libpq's own is for ever
         return adbc_driver_postgresql.dbapi.connect, f"postgresql://{rest}"
     if kind == "sqlite":
         import adbc_driver_sqlite.dbapi

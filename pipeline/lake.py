@@ -3,8 +3,11 @@
 A day of a table is replaced in one atomic commit: a reader sees all of it or none of it, a re-run replaces its own day
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
 Upkeep merges the small files of days that rest and removes what nobody can need any more: it is safe beside all else.
+An object store that does not answer is asked again for a minute or two, and a commit of which nobody heard whether it
+was made is looked for before it is made again.
 """
 
+import logging
 import re
 import resource
 import shutil
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +29,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 
 from pipeline.errors import NightsiftError
 
+log = logging.getLogger("nightsift.lake")
 Frames = Callable[[], Iterator[pl.DataFrame]]
 
 BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
@@ -34,8 +39,21 @@ SCATTERED = ("partitions", "verdicts")
 KEPT = timedelta(days=30)  # for so long what was replaced stays on disk, and an earlier version can be read
 ENDED = timedelta(days=8)  # no run lasts as long: what was not written since is nobody's any more
 RETENTION = "delta.deletedFileRetentionDuration"  # of a table, in Delta's own words
+STORE = {"connect_timeout": "5s", "timeout": "60s", "retry_timeout": "60s"}  # of one request, and of all its tries
+COMMIT = "commit"  # under this key a commit's metadata tells it from all others
+LOOKED = 100  # commits back in which a writer looks for its own
 # What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
 UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
+
+
+def _collided(error: Exception) -> bool:
+    """Whether another writer's commit came first, so that trying again can succeed."""
+    words = str(error).lower()
+    return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
+
+
+_STUBBORN = stamina.RetryingCaller(attempts=10, timeout=120, wait_initial=0.05, wait_max=3).on(_collided)
+_PATIENT = stamina.RetryingCaller(attempts=5, timeout=60, wait_initial=0.2, wait_max=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +70,12 @@ class Lake:
 
     def exists(self, table: str) -> bool:
         """Whether anything was ever written to `table`; raises `NightsiftError` where the lake cannot be reached."""
-        try:
-            return DeltaTable.is_deltatable(self.uri(table))
-        except (OSError, DeltaError) as error:
-            why = _one_line(error)
-            raise NightsiftError(f"{self.uri(table)} cannot be reached: {why}. Check NIGHTSIFT_LAKE, its credentials "
-                                 "and the network; nightsift doctor says more") from error  # fmt: skip
+        return self._open(table) is not None
 
     def version(self, table: str) -> int:
         """The table's newest Delta version; -1 where the table does not exist."""
-        return DeltaTable(self.uri(table)).version() if self.exists(table) else -1
+        found = self._open(table)
+        return -1 if found is None else found.version()
 
     def scan(
         self,
@@ -78,9 +92,10 @@ class Lake:
         without rows.
         """
         full = {"day": pl.Date, **schema}
-        if version == -1 or not self.exists(table):
+        found = None if version == -1 else self._open(table, version)
+        if found is None:
             return pl.LazyFrame(schema=full)
-        frame = pl.scan_delta(self.uri(table), version=version)
+        frame = pl.scan_delta(found)
         present = frame.collect_schema().names()
         if first is not None:
             frame = frame.filter(pl.col("day") >= first)
@@ -124,10 +139,11 @@ class Lake:
         `version` is as in `scan`.
         """
         told = ("source_digest", *more)
-        if version == -1 or not self.exists(table):
+        found = None if version == -1 else self._open(table, version)
+        if found is None:
             strings = dict.fromkeys(("source", *told), pl.String)
             return pl.DataFrame(schema={"day": pl.Date, **strings, "rows": pl.Int64})
-        actions = pl.DataFrame(DeltaTable(self.uri(table), version=version).get_add_actions(flatten=True))
+        actions = pl.DataFrame(found.get_add_actions(flatten=True))
         return actions.select(
             pl.col("partition.day").cast(pl.Date).alias("day"),
             pl.col("partition.source").alias("source"),
@@ -137,9 +153,10 @@ class Lake:
 
     def newest(self, table: str) -> date | None:
         """The newest day of which `table` holds anything, from its metadata alone; None where there is none."""
-        if not self.exists(table):
+        found = self._open(table)
+        if found is None:
             return None
-        days = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))["partition.day"]
+        days = pl.DataFrame(found.get_add_actions(flatten=True))["partition.day"]
         newest = days.cast(pl.Date).max()
         return newest if isinstance(newest, date) else None
 
@@ -149,10 +166,10 @@ class Lake:
         Raises `NightsiftError` where it cannot be written.
         """
         target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
-        if "://" in target:
-            frame.write_parquet(target)  # an object appears when its upload is complete
-            return
         try:
+            if "://" in target:
+                frame.write_parquet(target)  # an object appears when its upload is complete
+                return
             # Whoever publishes the same night at this moment removes the folder: then it is made again.
             for attempt in stamina.retry_context(on=FileNotFoundError, attempts=10, wait_initial=0.01, wait_max=1):
                 with attempt:
@@ -161,11 +178,14 @@ class Lake:
             raise NightsiftError(f"could not write {target}: {_one_line(error)}. Run the step again") from error
 
     def staged(self, key: str) -> pl.DataFrame | None:
-        """What was staged under `key`; None where nothing was."""
+        """What was staged under `key`; None where nothing was. Raises `NightsiftError` where it cannot be read."""
+        target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
         try:
-            return pl.read_parquet(f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet", glob=False)
+            return pl.read_parquet(target, glob=False)
         except FileNotFoundError:
             return None
+        except UNREADABLE as error:
+            raise NightsiftError(unreachable(target, error)) from error
 
     def hold(self, key: str) -> "Held | None":
         """What was staged under `key`, to be read later, though others unstage it meanwhile; None where nothing was.
@@ -197,10 +217,10 @@ class Lake:
         A writer of such a day that commits first wins: then nothing is merged, until the next time. Raises
         `NightsiftError` where the table cannot be read or written.
         """
-        if table not in SCATTERED or not self.exists(table):
+        delta = self._open(table) if table in SCATTERED else None
+        if delta is None:
             return 0
         with self._keeping_up(table):
-            delta = DeltaTable(self.uri(table))
             files = pl.DataFrame(delta.get_add_actions(flatten=True)).rename({"partition.day": "day"})
             written = pl.col("modification_time").max().cast(pl.Datetime("ms", "UTC"))
             days = files.drop_nulls("day").group_by("day").agg(pl.len().alias("files"), written.alias("written"))
@@ -218,10 +238,10 @@ class Lake:
         Returns how many there are. The log gets a checkpoint, and loses what is older than a month and stands in it.
         Raises `NightsiftError` where the table cannot be read or written.
         """
-        if not self.exists(table):
+        delta = self._open(table)
+        if delta is None:
             return 0
         with self._keeping_up(table):
-            delta = DeltaTable(self.uri(table))
             if not dry_run and RETENTION not in delta.metadata().configuration:
                 delta.alter.set_table_properties(_retention())
             hours = None if RETENTION in delta.metadata().configuration else KEPT // timedelta(hours=1)
@@ -261,14 +281,27 @@ class Lake:
         uri = self.uri(table)
         if "://" not in uri:
             Path(uri).mkdir(parents=True, exist_ok=True)
+        mark, tried = uuid4().hex, False
+
+        def write() -> DeltaTable:
+            nonlocal tried
+            if tried and (made := _with_commit(uri, mark)):
+                return made
+            tried = True
+            return _write(uri, frames(), predicate, partitions or ["day"], {**note, COMMIT: mark})
+
         try:
-            for attempt in stamina.retry_context(on=_collided, attempts=10, timeout=120, wait_initial=0.05, wait_max=3):
-                with attempt:
-                    written = _write(uri, frames(), predicate, partitions or ["day"], note)
+            return _PATIENT.on(partial(_unanswered, uri))(_STUBBORN, write)
         except (OSError, DeltaError) as error:
-            why = _one_line(error)
-            raise NightsiftError(f"could not write {uri}: {why}. Nothing was changed; run the step again") from error
-        return written
+            raise NightsiftError(f"could not write {uri}: {_one_line(error)}. It holds all of this or nothing; run the "
+                                 "step again") from error  # fmt: skip
+
+    def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
+        uri = self.uri(table)
+        try:
+            return _PATIENT.on(partial(_unanswered, uri))(open_table, uri, version)
+        except (OSError, DeltaError) as error:
+            raise NightsiftError(unreachable(uri, error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,24 +326,63 @@ def _retention() -> dict[str, str]:
     return {RETENTION: f"interval {KEPT.days} days"}
 
 
-def _collided(error: Exception) -> bool:
-    """Whether another writer's commit came first, so that trying again can succeed."""
-    words = str(error).lower()
-    return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
+def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
+    """The Delta table at a folder or an object store's address, as of a version or now; None where there is none.
+
+    Raises `OSError` or `DeltaError` where it cannot be read.
+    """
+    if "://" not in uri:
+        return DeltaTable(uri, version) if DeltaTable.is_deltatable(uri) else None
+    try:
+        return DeltaTable(
+            uri, version, storage_options=STORE
+        )  # is_deltatable would halt all threads until the store answers
+    except TableNotFoundError:
+        return None
+
+
+def unreachable(where: str, error: BaseException) -> str:
+    """What to say where a table or an object cannot be read."""
+    return (f"{where} cannot be reached: {_one_line(error)}. Check NIGHTSIFT_LAKE, its credentials and the network; "
+            "nightsift doctor says more")  # fmt: skip
+
+
+def _unanswered(uri: str, error: Exception) -> bool:
+    """Whether an object store broke off: what the library does not ask again by itself, or has asked in vain."""
+    return "://" in uri and (isinstance(error, OSError) or type(error) is DeltaError)
+
+
+def _with_commit(uri: str, mark: str) -> DeltaTable | None:
+    """The table as the commit of this mark left it; None where it was not made.
+
+    Its answer may have been lost, or met as another's by its own retry.
+    """
+    table = open_table(uri)
+    made = [one["version"] for one in table.history(LOOKED) if one.get(COMMIT) == mark] if table is not None else []
+    return open_table(uri, made[0]) if made else None
+
+
+def _say(details: stamina.instrumentation.RetryDetails) -> None:
+    """Tell of a try that failed; stamina by itself would print it among the results."""
+    level = logging.INFO if _collided(details.caused_by) else logging.WARNING
+    log.log(level, "%s; trying again in %.1f seconds", _one_line(details.caused_by), details.wait_for)
+
+
+stamina.instrumentation.set_on_retry_hooks([_say])
 
 
 def _write_whole(target: Path, frame: pl.DataFrame) -> None:
     """Write a Parquet file under another name first; nothing of it is left where that fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{target}.{uuid4().hex}.part")
+    half = Path(f"{target}.{uuid4().hex}.part")
     try:
-        frame.write_parquet(partial)
-        partial.replace(target)
+        frame.write_parquet(half)
+        half.replace(target)
     finally:
-        partial.unlink(missing_ok=True)
+        half.unlink(missing_ok=True)
 
 
-def _one_line(error: Exception) -> str:
+def _one_line(error: BaseException) -> str:
     """What the libraries say, without their colours, on one line."""
     plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))
     return ": ".join(line.strip() for line in plain.splitlines() if line.strip())
@@ -330,12 +402,14 @@ def _write(
         for batch in part.to_batches(max_chunksize=BATCH)
     )
     arrow = pa.RecordBatchReader.from_batches(first.schema, batches)
-    try:
-        table = DeltaTable(uri)
-    except TableNotFoundError:
+    table = open_table(uri)
+    if table is None:
         # Creating is a commit of its own: losing it to another creator loses no rows.
-        table = DeltaTable.create(uri, first.schema, partition_by=partitions, mode="ignore", configuration=_retention())
-    properties = CommitProperties(custom_metadata=note) if note else None
+        table = DeltaTable.create(
+            uri, first.schema, partition_by=partitions, mode="ignore", configuration=_retention(),
+            storage_options=STORE if "://" in uri else None,
+        )  # fmt: skip
+    properties = CommitProperties(custom_metadata=note)
     if predicate is None:
         write_deltalake(table, arrow, mode="append", commit_properties=properties)
     else:

@@ -21,7 +21,6 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 import pyarrow.fs
-from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from pipeline.allowed import require_path
@@ -29,12 +28,14 @@ from pipeline.canonical import Rows, canonical, one_line, require_columns, sourc
 from pipeline.config import Dataset, Home
 from pipeline.database import Stretch, connect
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
-from pipeline.lake import Lake
+from pipeline.lake import Lake, open_table
 from pipeline.parsing import parse
 from pipeline.tables import landing_schema
 
 CHUNK = 1 << 22  # bytes read at a time while a file's digest is taken
 LONGEST_NAME = 255 - len("source=")  # bytes; the lake keeps a file's rows in a folder that is called after the file
+MOST_TRIES = 6  # of a request to an S3 store, where AWS_MAX_ATTEMPTS does not say otherwise: some 20 seconds
+SILENT = 30  # seconds without a byte after which a request has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,14 +174,15 @@ def read_sql(dataset: Dataset, first: date, last: date) -> pl.DataFrame:
 
 def is_delta(where: str) -> bool:
     """Whether a Delta table stands at `where`; a file is none."""
-    return not Path(where).is_file() and DeltaTable.is_deltatable(where)
+    return not Path(where).is_file() and open_table(where) is not None
 
 
 def scan_delta(where: str) -> pl.LazyFrame:
     """The Delta table at `where`, lazily; raises `GateRefusedError` where there is none."""
-    if not is_delta(where):
+    table = None if Path(where).is_file() else open_table(where)
+    if table is None:
         raise GateRefusedError(f"there is no Delta table at {where}; correct source.path, or write the table first")
-    return pl.scan_delta(where)
+    return pl.scan_delta(table)
 
 
 def _settle(rows: Rows, dataset: Dataset, first: date, last: date) -> pl.DataFrame:
@@ -216,7 +218,11 @@ def _filesystem(scheme: str) -> pyarrow.fs.FileSystem:
         return pyarrow.fs.LocalFileSystem()
     if scheme == "s3":
         region = env("AWS_REGION") or env("AWS_DEFAULT_REGION")
-        return pyarrow.fs.S3FileSystem(region=region, endpoint_override=env("AWS_ENDPOINT_URL"))
+        tries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=int(env("AWS_MAX_ATTEMPTS") or MOST_TRIES))
+        return pyarrow.fs.S3FileSystem(
+            region=region, endpoint_override=env("AWS_ENDPOINT_URL"), retry_strategy=tries,
+            connect_timeout=5, request_timeout=SILENT,
+        )  # fmt: skip
     if scheme == "gs":
         return pyarrow.fs.GcsFileSystem()
     if scheme == "az":

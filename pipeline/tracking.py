@@ -4,6 +4,7 @@ Experiments `NAME/train` and `NAME/nights`, registered model `NAME` with the ali
 """
 
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -11,13 +12,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from uuid import uuid4
 
 import polars as pl
 import stamina
@@ -48,6 +50,8 @@ MOST_NOTE = 8000  # characters that MLflow keeps of a tag
 MOST_DESCRIPTION = 5000  # and of a registered model's description
 TABLES = {"mlflow.loggedArtifacts": json.dumps([{"path": "incidents.json", "type": "table"}])}  # as MLflow names them
 SAMPLED = 5  # seconds between two looks at the machine that trains
+P = ParamSpec("P")
+R = TypeVar("R")
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 CODE = Path(__file__).parent
 # What a detector needs where it is loaded; named, so that MLflow does not import TensorFlow to find out.
@@ -83,6 +87,32 @@ def client(ws: Workspace) -> "MlflowClient":
     if given is None:  # MLflow sets it, and another workspace in this process would take this one's store for its own
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     return mlflow.MlflowClient()
+
+
+@contextmanager
+def _answering(ws: Workspace) -> Iterator[None]:
+    """Within the block an error of MLflow's is a `NightsiftError` that says where MLflow should be."""
+    from mlflow.exceptions import MlflowException
+    from requests import RequestException
+
+    try:
+        yield
+    except (MlflowException, RequestException) as error:  # the latter where a file is sent or fetched
+        raise NightsiftError(_SILENT.format(uri=ws.home.tracking_uri, error=" ".join(str(error).split()))) from error
+
+
+_SILENT = "MLflow at {uri} did not answer: {error}; see that it runs: nightsift doctor"
+
+
+def _asks(question: Callable[Concatenate[Workspace, P], R]) -> Callable[Concatenate[Workspace, P], R]:
+    """The function, which asks the workspace's MLflow; raises `NightsiftError` where MLflow does not answer."""
+
+    @functools.wraps(question)
+    def asked(ws: Workspace, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with _answering(ws):
+            return question(ws, *args, **kwargs)
+
+    return asked
 
 
 def _make_store(home: Home) -> None:
@@ -125,47 +155,34 @@ def run(ws: Workspace, kind: str, name: str, key: str | None = None) -> Iterator
             yield active
 
 
+@_asks
 def end_killed(ws: Workspace, kind: str, name: str) -> None:
     """Mark as killed the runs `name` of the experiment `NAME/kind`, and those nested in them, that never ended."""
     api = client(ws)
-    with _answering(ws):
-        experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
-        running = "attributes.status = 'RUNNING' and"
-        for left in api.search_runs([experiment], f"{running} attributes.run_name = '{name}'"):
-            within = api.search_runs([experiment], f"{running} tags.mlflow.parentRunId = '{left.info.run_id}'")
-            for each in (*within, left):
-                api.set_terminated(each.info.run_id, "KILLED")
+    experiment = _experiment(ws, api, f"{ws.dataset.name}/{kind}")
+    running = "attributes.status = 'RUNNING' and"
+    for left in api.search_runs([experiment], f"{running} attributes.run_name = '{name}'"):
+        within = api.search_runs([experiment], f"{running} tags.mlflow.parentRunId = '{left.info.run_id}'")
+        for each in (*within, left):
+            api.set_terminated(each.info.run_id, "KILLED")
 
 
 def _run_of(api: "MlflowClient", experiment: str, name: str, key: str) -> str:
     """The id of the first run that was made for `key`, made now where there is none."""
 
-    def first() -> str | None:
+    def made() -> list[Any]:
         order = ["attributes.start_time ASC", "attributes.run_id ASC"]
-        found = api.search_runs([experiment], f"tags.key = '{key}'", max_results=1, order_by=order)
-        return str(found[0].info.run_id) if found else None
+        return list(api.search_runs([experiment], f"tags.key = '{key}'", order_by=order))
 
-    if known := first():
-        return known
-    mine = str(api.create_run(experiment, tags={"key": key}, run_name=name).info.run_id)
-    winner = first() or mine
-    if winner != mine:  # another process made one at the same moment
-        api.delete_run(mine)
-    return winner
-
-
-@contextmanager
-def _answering(ws: Workspace) -> Iterator[None]:
-    """Within the block an error of MLflow's is a `NightsiftError` that says where MLflow should be."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as error:
-        why = " ".join(str(error).split())
-        raise NightsiftError(
-            f"MLflow at {ws.home.tracking_uri} did not answer: {why}; see that it runs: nightsift doctor"
-        ) from error
+    if known := made():
+        return str(known[0].info.run_id)
+    maker = uuid4().hex
+    mine = api.create_run(experiment, tags={"key": key, "maker": maker}, run_name=name)
+    first, *others = made() or [mine]
+    for other in others:  # the first is of another process, or an answer was lost, and MLflow asked a second time
+        if other.data.tags.get("maker") == maker:
+            api.delete_run(other.info.run_id)
+    return str(first.info.run_id)
 
 
 @contextmanager
@@ -202,6 +219,7 @@ def _new_experiment(ws: Workspace, api: "MlflowClient", name: str) -> Any:
         return found
 
 
+@_asks
 def register(
     ws: Workspace, folder: Path, digest: str, tags: Mapping[str, str], note: str, example: pl.DataFrame
 ) -> Version:
@@ -231,6 +249,7 @@ def register(
     return Version(number, label, folder)
 
 
+@_asks
 def describe_model(ws: Workspace) -> None:
     """Say what the registered model is, and which columns it takes now; where a person wrote that, it stays."""
     api, name = client(ws), ws.dataset.name
@@ -258,6 +277,7 @@ def _signature(ws: Workspace) -> "ModelSignature":
     return ModelSignature(Schema([*given]), Schema([*told]))
 
 
+@_asks
 def registered(ws: Workspace, number: str) -> Version:
     """The version `number`, without a local copy; raises `ConfigError` where there is none, or only a part of one."""
     api = client(ws)
@@ -267,9 +287,7 @@ def registered(ws: Workspace, number: str) -> Version:
         version = api.get_model_version(ws.dataset.name, number)
     except MlflowException as error:
         if error.error_code not in _MISSING:
-            raise NightsiftError(
-                f"MLflow at {ws.home.tracking_uri} did not answer: {error}; see that it runs: nightsift doctor"
-            ) from error
+            raise
         raise ConfigError(
             f"{ws.dataset.name} has no registered version {number!r}; MLflow lists those that there are"
         ) from error
@@ -278,11 +296,13 @@ def registered(ws: Workspace, number: str) -> Version:
     return Version(number, version.tags["label"], detector_folder(ws, version.tags["label"]))
 
 
+@_asks
 def challenge(ws: Workspace, version: Version) -> None:
     """Make a registered version the challenger."""
     client(ws).set_registered_model_alias(ws.dataset.name, CHALLENGER, version.number)
 
 
+@_asks
 def current(ws: Workspace) -> Version | None:
     """The champion, without a local copy; None where there is none."""
     found = _aliased(ws, CHAMPION)
@@ -291,6 +311,7 @@ def current(ws: Workspace) -> Version | None:
     return Version(str(found.version), found.tags["label"], detector_folder(ws, found.tags["label"]))
 
 
+@_asks
 def crown(ws: Workspace, version: Version) -> None:
     """Make a version the champion; the one before is remembered for the way back."""
     api, now = client(ws), current(ws)
@@ -299,6 +320,7 @@ def crown(ws: Workspace, version: Version) -> None:
     api.set_registered_model_alias(ws.dataset.name, CHAMPION, version.number)
 
 
+@_asks
 def uncrown(ws: Workspace, version: Version) -> None:
     """Make a former champion the champion again, and forget those that came after it."""
     before = former(ws)
@@ -306,6 +328,7 @@ def uncrown(ws: Workspace, version: Version) -> None:
     _remember(ws, before[: len(before) - before[::-1].index(version.number) - 1])
 
 
+@_asks
 def former(ws: Workspace) -> list[str]:
     """The numbers of the champions before the present one, the latest last."""
     api = client(ws)
@@ -315,9 +338,7 @@ def former(ws: Workspace) -> list[str]:
         told = api.get_registered_model(ws.dataset.name).tags.get(FORMER, "")
     except MlflowException as error:
         if error.error_code not in _MISSING:
-            raise NightsiftError(
-                f"MLflow at {ws.home.tracking_uri} did not answer: {error}; see that it runs: nightsift doctor"
-            ) from error
+            raise
         return []
     now = current(ws)
     numbers = told.split()
@@ -330,6 +351,7 @@ def _remember(ws: Workspace, numbers: list[str]) -> None:
     client(ws).set_registered_model_tag(ws.dataset.name, FORMER, " ".join(numbers[-REMEMBERED:]))
 
 
+@_asks
 def newest_trained(ws: Workspace) -> Any | None:
     """The registry's entry of the version that was trained last (not adapted); None where there is none."""
     found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
@@ -337,6 +359,7 @@ def newest_trained(ws: Workspace) -> Any | None:
     return max(trained, key=lambda version: int(version.version), default=None)
 
 
+@_asks
 def log_decision(ws: Workspace, run: str, version: Version, tags: Mapping[str, str]) -> None:
     """Tag a training's MLflow run, and the version that it registered, with what was decided, and by whom."""
     api = client(ws)
@@ -345,6 +368,7 @@ def log_decision(ws: Workspace, run: str, version: Version, tags: Mapping[str, s
         api.set_model_version_tag(ws.dataset.name, version.number, key, value)
 
 
+@_asks
 def champion(ws: Workspace) -> Version:
     """The champion, copied to the state folder once; raises `ConfigError` where there is none."""
     found = find(ws, CHAMPION)
@@ -353,16 +377,17 @@ def champion(ws: Workspace) -> Version:
     return found
 
 
-_SILENT = "MLflow at {uri} did not answer: {error}; see that it runs: nightsift doctor"
 _UNTRAINED = "{name} has no detector yet; train one: nightsift train {name} --from DAY --to DAY"
 
 
+@_asks
 def find(ws: Workspace, alias: str) -> Version | None:
     """The detector under `alias`, copied to the state folder once; None where there is none."""
     version = _aliased(ws, alias)
     return None if version is None else _fetch(ws, version)
 
 
+@_asks
 def version(ws: Workspace, which: str) -> Version:
     """The detector under an alias, a number or a label, copied to the state folder once.
 
@@ -371,6 +396,7 @@ def version(ws: Workspace, which: str) -> Version:
     return _fetch(ws, _registered(ws, which))
 
 
+@_asks
 def label_of(ws: Workspace, which: str) -> str:
     """The label of the detector under an alias, a number or a label; raises as `version` does, and fetches nothing."""
     return str(_registered(ws, which).tags["label"])
@@ -380,13 +406,7 @@ def _registered(ws: Workspace, which: str) -> Any:
     """The registry's entry under an alias, a number or a label; raises `ConfigError` where there is none."""
     if which == CHAMPION and (found := _aliased(ws, CHAMPION)) is not None:
         return found
-    api = client(ws)
-    from mlflow.exceptions import MlflowException
-
-    try:
-        entries = [e for e in api.search_model_versions(f"name = '{ws.dataset.name}'") if "label" in e.tags]
-    except MlflowException as error:
-        raise NightsiftError(_SILENT.format(uri=ws.home.tracking_uri, error=error)) from error
+    entries = [e for e in client(ws).search_model_versions(f"name = '{ws.dataset.name}'") if "label" in e.tags]
     if not entries or which == CHAMPION:
         raise ConfigError(_UNTRAINED.format(name=ws.dataset.name))
     if which == CHALLENGER and (found := _aliased(ws, CHALLENGER)) is not None:
@@ -406,11 +426,10 @@ def _fetch(ws: Workspace, entry: Any) -> Version:
     return Version(number, label, _local_copy(ws, entry))
 
 
+@_asks
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
     """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
-    api = client(ws)
-    with _answering(ws):
-        found = api.search_model_versions(f"name = '{ws.dataset.name}'")
+    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
     tags = [version.tags for version in found if "label" in version.tags]
     origin = {each["label"]: each.get("trained", each["label"]) for each in tags}
     return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
@@ -421,13 +440,12 @@ def _aliased(ws: Workspace, alias: str) -> Any | None:
     api = client(ws)
     from mlflow.exceptions import MlflowException
 
-    with _answering(ws):
-        try:
-            return api.get_model_version_by_alias(ws.dataset.name, alias)
-        except MlflowException as error:
-            if error.error_code not in _MISSING:
-                raise
-            return None
+    try:
+        return api.get_model_version_by_alias(ws.dataset.name, alias)
+    except MlflowException as error:
+        if error.error_code not in _MISSING:
+            raise
+        return None
 
 
 def detector_folder(ws: Workspace, label: str) -> Path:
@@ -452,6 +470,7 @@ def _local_copy(ws: Workspace, entry: Any) -> Path:
     return target
 
 
+@_asks
 def fetch(ws: Workspace, number: str, into: Path) -> Path:
     """The folder of the detector that the registry holds as version `number`, copied under the folder `into`.
 
@@ -496,6 +515,7 @@ def log_figure(figure: "Figure", name: str) -> None:
     mlflow.log_figure(figure, f"figures/{name}.png")
 
 
+@_asks
 def log_used(ws: Workspace, run: str, used: Sequence["logbook.Used"]) -> None:
     """Log what a run has read as MLflow datasets: table, Delta version and digest; no row is read for it."""
     api = client(ws)

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import adbc_driver_postgresql.dbapi
+import psutil
 
 HOST = "127.0.0.1"
 
@@ -53,6 +54,19 @@ class Postgres:
         command = self._as_owner("postgres", "-p", str(self.port), *self._options)
         self._server = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
         wait_until("PostgreSQL", self._answers, self._server)
+
+    @contextlib.contextmanager
+    def silent(self) -> Iterator[None]:
+        """Within the block the server takes connections, as the system does for it, and answers none."""
+        first = psutil.Process(self._server.pid)  # under root it only waits for the server, and stops with it
+        processes = [*first.children(recursive=True), first]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
 
     def stop(self) -> None:
         """End the server at once, as a crash would."""

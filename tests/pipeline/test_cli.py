@@ -374,6 +374,19 @@ def test_a_home_that_cannot_be_written_is_named(ws: Workspace, run: Run, monkeyp
                                "read and write it, or choose another --home\n")  # fmt: skip
 
 
+def test_a_table_that_breaks_off_while_it_is_read_is_a_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store's error, which names no file."""
+
+    def refuse(*_: Any) -> None:
+        raise OSError("object-store error: 503\n(path: s3://box/demo/scores)")
+
+    monkeypatch.setattr(Lake, "scan", refuse)
+    code, _, said = run("incidents", "pumps")
+    assert code == 1
+    assert said.startswith("error: a table cannot be reached: object-store error: 503: (path: s3://box/demo/scores).")
+    assert said.endswith("Check NIGHTSIFT_LAKE, its credentials and the network; nightsift doctor says more\n")
+
+
 def test_an_mlflow_that_does_not_answer_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the command that says more, and without the tries that the library repeats."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")

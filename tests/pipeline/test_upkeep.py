@@ -95,7 +95,8 @@ def test_what_was_replaced_goes_when_its_time_is_over_and_not_before(lake: Lake)
 
 def test_a_table_of_before_gets_its_retention(lake: Lake) -> None:
     """One that was made without, by an earlier version, has it after its first upkeep, and loses nothing by it."""
-    table = DeltaTable.create(lake.uri("scores"), pl.DataFrame({"day": [DAY], "x": [1]}).to_arrow().schema)
+    schema = pl.DataFrame({"day": [DAY], "x": [1]}).to_arrow().schema
+    table = DeltaTable.create(lake.uri("scores"), schema, partition_by=["day"])
     assert RETENTION not in table.metadata().configuration
     lake.replace("scores", DAY, pl.DataFrame({"x": [1]}))
     lake.replace("scores", DAY, pl.DataFrame({"x": [2]}))
