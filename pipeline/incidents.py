@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
+from polars.lazyframe.group_by import LazyGroupBy
 
 from pipeline.calendar import Planned, cut, digest, read_calendar, touching, with_plan
 from pipeline.config import Dataset
@@ -240,16 +241,21 @@ def thinned(seen: pl.LazyFrame, dataset: Dataset, day: date) -> pl.DataFrame:
     since = pl.col("event_time").to_physical() - _micros(dataset.day_bounds(day)[0])
     # Of a source, a rest of half the longest silence matters: usual is up to twice the longest of them.
     stretch = (since // width).clip(-1) if sensor else since // (width // 2)
-    edges = pl.col("event_time").min().alias("first"), pl.col("event_time").max().alias("last"), pl.len().alias("steps")
+    steps = seen.select("entity", "event_time", stretch.alias("stretch"))
     if sensor:
-        each = seen.group_by(stretch.alias("stretch"), "entity").agg(*edges)
-    else:  # whose step it was does not matter
-        each = seen.group_by(stretch.alias("stretch")).agg(*edges, pl.col("entity").min())
-    found = each.collect(engine="streaming")
-    several = found.filter(pl.col("steps") > 1)
-    kept = pl.concat([found.select("entity", event_time="first"), several.select("entity", event_time="last")])
-    latest = seen.group_by("entity").agg(pl.col("event_time").max()).collect(engine="streaming")
+        return _edges(steps.group_by("stretch", "entity"))
+    kept = _edges(steps.group_by("stretch"), pl.col("entity").min())  # whose step it was does not matter
+    latest = steps.group_by("entity").agg(pl.col("event_time").max()).collect(engine="streaming")
     return pl.concat([kept, latest.join(kept, on="entity", how="anti")])
+
+
+def _edges(stretches: LazyGroupBy, *who: pl.Expr) -> pl.DataFrame:
+    """The first step of each stretch, and the last, where that is another one: entity and event_time."""
+    time = pl.col("event_time")
+    found = stretches.agg(time.min().alias("first"), time.max().alias("last"), pl.len().alias("steps"), *who)
+    each = found.collect(engine="streaming")
+    several = each.filter(pl.col("steps") > 1)
+    return pl.concat([each.select("entity", event_time="first"), several.select("entity", event_time="last")])
 
 
 def _longest(dataset: Dataset) -> timedelta:

@@ -110,6 +110,16 @@ def test_staged_results_are_whole_and_removed_together(lake):
     assert lake.staged("2026-01-05/x/0-of-2") is None
 
 
+def test_what_is_held_stays_when_it_is_unstaged(lake):
+    """It can be read as often as wanted; what was never staged cannot be held."""
+    lake.stage("night/0", frame(1, 2))
+    held = lake.hold("night/0")
+    lake.unstage("night")
+    assert [held.read(["value"]).equals(frame(1, 2).select("value")) for _ in range(2)] == [True, True]
+    held.close()
+    assert lake.hold("night/0") is None
+
+
 def test_what_cannot_be_staged_is_a_sentence_and_leaves_nothing(lake, monkeypatch):
     """A disk that is full while a shard is written: the message names the file, and no part of it takes up room."""
     target = f"{lake.root}/demo/_staging/night/0.parquet"
