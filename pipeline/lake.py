@@ -17,14 +17,14 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 import stamina
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.errors import NightsiftError
 
 Frames = Callable[[], Iterator[pl.DataFrame]]
 
-BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
+BATCH = 1 << 18  # rows that are handed over to be written at once: the row groups of a file are no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
 # What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
 UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
@@ -224,12 +224,14 @@ def _write(
         # Creating is a commit of its own: losing it to another creator loses no rows.
         table = DeltaTable.create(uri, first.schema, partition_by=partitions, mode="ignore")
     properties = CommitProperties(custom_metadata=note) if note else None
+    how: dict[str, Any] = {
+        "commit_properties": properties,
+        "writer_properties": WriterProperties(max_row_group_size=BATCH),
+    }
     if predicate is None:
-        write_deltalake(table, arrow, mode="append", commit_properties=properties)
+        write_deltalake(table, arrow, mode="append", **how)
     else:
-        write_deltalake(
-            table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", commit_properties=properties
-        )
+        write_deltalake(table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", **how)
     return table
 
 
