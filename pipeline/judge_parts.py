@@ -275,7 +275,7 @@ def _compare(suite: Suite, dataset: Dataset, parts: Parts, held: Parts) -> dict[
         alike.setdefault(tuple(suite.expectations[place].columns), []).append(place)
     met: dict[int, Met] = {}
     for names, together in alike.items():
-        rows = pl.concat([part.sort(ORIGIN).select(names) for part in held])
+        rows = pl.concat([part.sort(ORIGIN).select(names) for part in held] or [pl.DataFrame()])
         results = in_order(evaluate(_only(suite, together), rows)) if rows.height else []
         for place, one in zip(together, results, strict=False):
             outcome = outcome_of(suite.expectations[place], one)

@@ -24,7 +24,7 @@ from uuid import uuid4
 import polars as pl
 import pyarrow as pa
 import stamina
-from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
 from pipeline.errors import NightsiftError
@@ -32,7 +32,7 @@ from pipeline.errors import NightsiftError
 log = logging.getLogger("nightsift.lake")
 Frames = Callable[[], Iterator[pl.DataFrame]]
 
-BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
+BATCH = 1 << 18  # rows that are handed over to be written at once: the row groups of a file are no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
 # Tables that many commits of a few rows make; in the others a commit replaces the day, sorted, or all of a source.
 SCATTERED = ("partitions", "verdicts")
@@ -409,13 +409,14 @@ def _write(
             uri, first.schema, partition_by=partitions, mode="ignore", configuration=_retention(),
             storage_options=STORE if "://" in uri else None,
         )  # fmt: skip
-    properties = CommitProperties(custom_metadata=note)
+    how: dict[str, Any] = {
+        "commit_properties": CommitProperties(custom_metadata=note),
+        "writer_properties": WriterProperties(max_row_group_size=BATCH),
+    }
     if predicate is None:
-        write_deltalake(table, arrow, mode="append", commit_properties=properties)
+        write_deltalake(table, arrow, mode="append", **how)
     else:
-        write_deltalake(
-            table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", commit_properties=properties
-        )
+        write_deltalake(table, arrow, mode="overwrite", predicate=predicate, schema_mode="merge", **how)
     return table
 
 
