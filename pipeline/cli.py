@@ -108,6 +108,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         err().print("interrupted; what was committed stays, run the command again to go on")
         sys.exit(1)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Polars', at a file that is cut off
+            raise
+        fail("a file of a table cannot be read to its end; a night says which, and what to do: nightsift backfill "
+             "NAME --from DAY --to DAY --overwrite")  # fmt: skip
+        sys.exit(1)
 
 
 def _unforeseen(error: Exception) -> str:

@@ -4,14 +4,17 @@ A day of a table is replaced in one atomic commit: a reader sees all of it or no
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
 """
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from uuid import uuid4
 
 import polars as pl
@@ -53,7 +56,7 @@ class Lake:
 
     def version(self, table: str) -> int:
         """The table's newest Delta version; -1 where the table does not exist."""
-        return DeltaTable(self.uri(table)).version() if self.exists(table) else -1
+        return self._open(table).version() if self.exists(table) else -1
 
     def scan(
         self, table: str, schema: dict[str, Any], first: date | None = None, last: date | None = None
@@ -66,8 +69,9 @@ class Lake:
         full = {"day": pl.Date, **schema}
         if not self.exists(table):
             return pl.LazyFrame(schema=full)
-        frame = pl.scan_delta(self.uri(table))
-        present = frame.collect_schema().names()
+        with self._legible(table):
+            frame = pl.scan_delta(self.uri(table))
+            present = frame.collect_schema().names()
         if first is not None:
             frame = frame.filter(pl.col("day") >= first)
         if last is not None:
@@ -108,13 +112,57 @@ class Lake:
         if not self.exists(table):
             strings = dict.fromkeys(("source", *told), pl.String)
             return pl.DataFrame(schema={"day": pl.Date, **strings, "rows": pl.Int64})
-        actions = pl.DataFrame(DeltaTable(self.uri(table)).get_add_actions(flatten=True))
-        return actions.select(
+        return self._files(table).select(
             pl.col("partition.day").cast(pl.Date).alias("day"),
             pl.col("partition.source").alias("source"),
             *(pl.col(f"min.{name}").alias(name) for name in told),
             pl.col("num_records").cast(pl.Int64).alias("rows"),
         )
+
+    def require_whole(self, first: date, last: date) -> None:
+        """Raise `NightsiftError` where a commit, or a data file of the days from `first` to `last`, is cut off.
+
+        So files may be after a power failure or on a broken disk, and Delta takes an empty commit for one that changes
+        nothing. An object store has whole objects alone.
+        """
+        if "://" in self.root:
+            return
+        for table in (table for table in TABLES if self.exists(table)):
+            if cut := _cut_commit(self.uri(table)):
+                raise NightsiftError(self._cut(table, cut))
+            files = self._files(table).filter(pl.col("partition.day").cast(pl.Date).is_between(first, last))
+            for path, size in files.select("path", "size_bytes").iter_rows():
+                file = Path(self.uri(table)) / unquote(path)
+                if not file.is_file() or file.stat().st_size != size:
+                    raise NightsiftError(self._cut(table, file))
+
+    def _open(self, table: str) -> DeltaTable:
+        with self._legible(table):
+            return DeltaTable(self.uri(table))
+
+    def _files(self, table: str) -> pl.DataFrame:
+        """What the table's metadata tell of its data files."""
+        return pl.DataFrame(self._open(table).get_add_actions(flatten=True))
+
+    @contextmanager
+    def _legible(self, table: str) -> Iterator[None]:
+        """Within the block a log of the table that cannot be read is a `NightsiftError` that names the broken file."""
+        try:
+            yield
+        except DeltaError as error:
+            cut = None if "://" in self.root else _cut_commit(self.uri(table))
+            why = self._cut(table, cut) if cut else f"{self.uri(table)} cannot be read: {_one_line(error)}"
+            raise NightsiftError(why) from error
+
+    def _cut(self, table: str, file: Path) -> str:
+        """What to do about a file of the table that is cut off or gone; a commit after which there is none can go."""
+        newest = file.suffix == ".json"
+        remedy = "delete that file" if newest else f"move {self.uri(table)} away"
+        if table == "verdicts" and not newest:
+            remedy = f"bring {self.uri(table)} back from a backup"
+        return (f"{file} is gone or cut off, as after a power failure: {remedy}, move {self.uri('partitions')} away, "
+                "so that every step is done again, and run: "
+                f"nightsift backfill {self.dataset} --from DAY --to DAY --overwrite")  # fmt: skip
 
     def stage(self, key: str, frame: pl.DataFrame) -> None:
         """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only.
@@ -172,6 +220,17 @@ def _collided(error: Exception) -> bool:
     """Whether another writer's commit came first, so that trying again can succeed."""
     words = str(error).lower()
     return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
+
+
+def _cut_commit(uri: str) -> Path | None:
+    """The last commit in the log of a local table, if it is no JSON to its end; None where it is whole."""
+    newest = max((Path(uri) / "_delta_log").glob("*.json"), default=None)
+    try:
+        for line in newest.read_text(encoding="utf-8").splitlines() or [""] if newest else ():
+            json.loads(line)
+    except ValueError:
+        return newest
+    return None
 
 
 def _write_whole(target: Path, frame: pl.DataFrame) -> None:
