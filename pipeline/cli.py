@@ -121,6 +121,9 @@ def _unforeseen(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return (f"{error.filename}: {error.strerror}; see that it is there, and that this user may read and write it, "
                 "or choose another --home")  # fmt: skip
+    if isinstance(error, MemoryError):
+        return ("there is not enough memory; give the process more, or let it take fewer entities at once: shards "
+                "in the YAML. What was committed stays, run the command again to go on")  # fmt: skip
     return (f"this should not happen: {type(error).__name__}: {error}\n"
             "set NIGHTSIFT_LOG=DEBUG to see where, and report it with the command that you ran")  # fmt: skip
 

@@ -46,7 +46,7 @@ TEXTS = {
     )
     + 'labels: {path: "{home}/labels/*", event_id: payment, label: fraud, delay: 1d, format: parquet}\n',
 }
-# The server imports what nights need; none of it may start threads that a fork would lose.
+# It imports what nights need; nothing of that may start threads that a fork would lose.
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tests.faults.preloaded"])
 
@@ -295,9 +295,10 @@ def command(place: Path, *arguments: str, limits: Mapping[int, int] | None = Non
     main([*arguments, "--home", str(place / "var"), "--datasets", str(place / "datasets")])
 
 
-def night_command(night: date) -> list[str]:
-    """What runs a whole night from the command line."""
-    return ["backfill", "demo", "--from", str(night), "--to", str(night + timedelta(days=1)), "--overwrite"]
+def night_command(night: date, nights: int = 1) -> list[str]:
+    """What runs so many whole nights, up to this one, from the command line."""
+    first, end = night - timedelta(days=nights - 1), night + timedelta(days=1)
+    return ["backfill", "demo", "--from", str(first), "--to", str(end), "--overwrite"]
 
 
 # --- what is left
@@ -314,12 +315,13 @@ def logged(ws: Workspace) -> dict[str, Any]:
         folder = Path(night.info.artifact_uri.removeprefix("file://"))
         files = {str(f.relative_to(folder)): _digest(f.read_bytes()) for f in folder.rglob("*") if f.is_file()}
         numbers = {name: value for name, value in night.data.metrics.items() if not name.startswith("seconds/")}
-        tags = {name: value for name, value in night.data.tags.items() if not name.startswith("mlflow.note")}  # links
-        assert night.info.run_name not in found, "a night was logged twice"
-        found[night.info.run_name] = {
+        tags = {name: value for name, value in night.data.tags.items() if not name.startswith(("mlflow.note", "git_"))}
+        parts = {
             "status": night.info.status, "metrics": numbers, "params": night.data.params, "tags": tags, "files": files,
             "inputs": sorted(each.dataset.name for each in night.inputs.dataset_inputs),
         }  # fmt: skip
+        twice = " again" * sum(name.startswith(f"{night.info.run_name}, status") for name in found)
+        found |= {f"{night.info.run_name}, {part}{twice}": value for part, value in parts.items()}
     return found
 
 

@@ -6,6 +6,7 @@ from pipeline.workspace import Workspace
 from tests.faults.harness import (
     Template,
     Work,
+    contents,
     deliver_late,
     left,
     losses,
@@ -36,11 +37,13 @@ class Stage:
             deliver_late(self.workspace, template.kind)
         self.kept = template.kept.with_name(f"{work.__name__}-{'-'.join(before)}")
         refill(self.kept, self.place)
+        beginning = contents(self.workspace)
         ended = run(walk, work, self.place, self.night)
         assert ended.code == 0, ended.said
         self.walked: Walked = ended.value
         self.expected = left(self.workspace, self.walked.value)
         self.seen = states_of(self.workspace)
+        assert self.expected.tables != beginning, "nothing is done that could be lost"
 
     @property
     def workspace(self) -> Workspace:
