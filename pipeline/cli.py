@@ -107,6 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         err().print("interrupted; what was committed stays, run the command again to go on")
         sys.exit(1)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Polars', at a file that is cut off
+            raise
+        fail("a file of a table cannot be read to its end; a night says which, and what to do: nightsift backfill "
+             "NAME --from DAY --to DAY --overwrite")  # fmt: skip
+        sys.exit(1)
 
 
 def _unforeseen(error: Exception) -> str:
@@ -114,6 +120,9 @@ def _unforeseen(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename:
         return (f"{error.filename}: {error.strerror}; see that it is there, and that this user may read and write it, "
                 "or choose another --home")  # fmt: skip
+    if isinstance(error, MemoryError):
+        return ("there is not enough memory; give the process more, or let it take fewer entities at once: shards "
+                "in the YAML. What was committed stays, run the command again to go on")  # fmt: skip
     from pipeline.lake import UNREADABLE, unreachable
 
     if isinstance(error, UNREADABLE):

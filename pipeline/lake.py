@@ -7,6 +7,7 @@ An object store that does not answer is asked again for a minute or two, and a c
 was made is looked for before it is made again.
 """
 
+import json
 import logging
 import re
 import resource
@@ -19,6 +20,7 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
+from urllib.parse import unquote
 from uuid import uuid4
 
 import polars as pl
@@ -121,7 +123,7 @@ class Lake:
         frames = (lambda: iter([frame])) if isinstance(frame, pl.DataFrame) else frame
         predicate = f"day = '{day}'" + (f" AND {where}" if where else "")
         written = self._commit(table, lambda: (_of_day(part, day) for part in frames()), predicate, note)
-        files = pl.DataFrame(written.get_add_actions(flatten=True))
+        files = _files(written)
         return int(files.filter(pl.col("partition.day") == day)["num_records"].sum())
 
     def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing", **note: str) -> None:
@@ -143,8 +145,7 @@ class Lake:
         if found is None:
             strings = dict.fromkeys(("source", *told), pl.String)
             return pl.DataFrame(schema={"day": pl.Date, **strings, "rows": pl.Int64})
-        actions = pl.DataFrame(found.get_add_actions(flatten=True))
-        return actions.select(
+        return _files(found).select(
             pl.col("partition.day").cast(pl.Date).alias("day"),
             pl.col("partition.source").alias("source"),
             *(pl.col(f"min.{name}").alias(name) for name in told),
@@ -156,9 +157,37 @@ class Lake:
         found = self._open(table)
         if found is None:
             return None
-        days = pl.DataFrame(found.get_add_actions(flatten=True))["partition.day"]
-        newest = days.cast(pl.Date).max()
+        newest = _files(found)["partition.day"].cast(pl.Date).max()
         return newest if isinstance(newest, date) else None
+
+    def require_whole(self, first: date, last: date) -> None:
+        """Raise `NightsiftError` where a commit, or a data file of the days from `first` to `last`, is cut off.
+
+        So files may be after a power failure or on a broken disk, and Delta takes an empty commit for one that changes
+        nothing. An object store has whole objects alone.
+        """
+        if "://" in self.root:
+            return
+        for table in TABLES:
+            if cut := _cut_commit(self.uri(table)):
+                raise NightsiftError(self._cut(table, cut))
+            if (found := self._open(table)) is None:
+                continue
+            files = _files(found).filter(pl.col("partition.day").cast(pl.Date).is_between(first, last))
+            for path, size in files.select("path", "size_bytes").iter_rows():
+                file = Path(self.uri(table)) / unquote(path)
+                if not file.is_file() or file.stat().st_size != size:
+                    raise NightsiftError(self._cut(table, file))
+
+    def _cut(self, table: str, file: Path) -> str:
+        """What to do about a file of the table that is cut off or gone; a commit after which there is none can go."""
+        newest = file.suffix == ".json"
+        remedy = "delete that file" if newest else f"move {self.uri(table)} away"
+        if table == "verdicts" and not newest:
+            remedy = f"bring {self.uri(table)} back from a backup"
+        return (f"{file} is gone or cut off, as after a power failure: {remedy}, move {self.uri('partitions')} away, "
+                "so that every step is done again, and run: "
+                f"nightsift backfill {self.dataset} --from DAY --to DAY --overwrite")  # fmt: skip
 
     def stage(self, key: str, frame: pl.DataFrame) -> None:
         """Keep a shard's result under `key`, whole or not at all, until it is committed; seen by `staged` only.
@@ -221,7 +250,7 @@ class Lake:
         if delta is None:
             return 0
         with self._keeping_up(table):
-            files = pl.DataFrame(delta.get_add_actions(flatten=True)).rename({"partition.day": "day"})
+            files = _files(delta).rename({"partition.day": "day"})
             written = pl.col("modification_time").max().cast(pl.Datetime("ms", "UTC"))
             days = files.drop_nulls("day").group_by("day").agg(pl.len().alias("files"), written.alias("written"))
             resting = days.filter(pl.col("files") > 1, pl.col("written") < now - ENDED)
@@ -301,7 +330,8 @@ class Lake:
         try:
             return _PATIENT.on(partial(_unanswered, uri))(open_table, uri, version)
         except (OSError, DeltaError) as error:
-            raise NightsiftError(unreachable(uri, error)) from error
+            cut = None if "://" in uri else _cut_commit(uri)
+            raise NightsiftError(self._cut(table, cut) if cut else unreachable(uri, error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,9 +364,8 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     if "://" not in uri:
         return DeltaTable(uri, version) if DeltaTable.is_deltatable(uri) else None
     try:
-        return DeltaTable(
-            uri, version, storage_options=STORE
-        )  # is_deltatable would halt all threads until the store answers
+        # is_deltatable would halt all threads until the store answers
+        return DeltaTable(uri, version, storage_options=STORE)
     except TableNotFoundError:
         return None
 
@@ -369,6 +398,22 @@ def _say(details: stamina.instrumentation.RetryDetails) -> None:
 
 
 stamina.instrumentation.set_on_retry_hooks([_say])
+
+
+def _files(table: DeltaTable) -> pl.DataFrame:
+    """What the table's metadata tell of its data files."""
+    return pl.DataFrame(table.get_add_actions(flatten=True))
+
+
+def _cut_commit(uri: str) -> Path | None:
+    """The last commit in the log of a local table, if it is no JSON to its end; None where it is whole."""
+    newest = max((Path(uri) / "_delta_log").glob("*.json"), default=None)
+    try:
+        for line in newest.read_text(encoding="utf-8").splitlines() or [""] if newest else ():
+            json.loads(line)
+    except ValueError:
+        return newest
+    return None
 
 
 def _write_whole(target: Path, frame: pl.DataFrame) -> None:

@@ -232,10 +232,12 @@ PART_STEPS = f"(step LIKE '{PART_SCORED}%' OR step LIKE 'incidents of %')"
 def prepare(ws: Workspace, day: date) -> list[str]:
     """Validate the days of a night's context that are not valid yet; the reasons of those that were refused.
 
-    Only the refusal of the night's own day is raised: an earlier day that the gate refused is missing context.
+    Only the refusal of the night's own day is raised: an earlier day that the gate refused is missing context. Raises
+    `NightsiftError` where a file of these days' tables is cut off.
     """
-    refused = []
-    for d in context_days(ws.dataset, day):
+    refused, days = [], context_days(ws.dataset, day)
+    ws.lake.require_whole(days[0], day)
+    for d in days:
         try:
             validate(ws, d)
         except GateRefusedError as error:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import typer
 
@@ -340,6 +341,29 @@ def test_wrong_use_ends_in_a_sentence_that_says_what_to_do(run: Run, what: str) 
     assert "Traceback" not in said
     assert "this should not happen" not in said
     assert told == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "there is not enough memory"),
+        (pl.exceptions.PanicException("of Polars"), "cannot be read to its"),
+    ],
+    ids=["memory", "a file that is cut off"],
+)
+def test_what_a_library_cannot_go_on_from_is_said_in_a_sentence(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, words: str
+) -> None:
+    """Though Polars' is no `Exception`."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pipeline.night.missing_days", fails)
+    ended, _, said = run("missing", "pumps", "--from", "2026-01-05", "--to", "2026-01-06")
+    assert ended == 1
+    assert words in " ".join(said.split())
+    assert "Traceback" not in said
 
 
 def test_before_the_first_night_the_command_that_makes_one_is_named(

@@ -1,5 +1,6 @@
 """A day of a table is replaced as a whole, by one writer at a time, and what readers see is never half of it."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
@@ -146,3 +147,37 @@ def test_staging_goes_on_while_others_remove_the_folder(lake):
         cleared.result()
     lake.stage("night/0", frame(1))
     assert lake.staged("night/0").equals(frame(1))
+
+
+@pytest.mark.parametrize("size", [0.5, 0], ids=["half", "empty"])
+def test_a_commit_that_is_cut_off_is_named_with_the_way_back(lake, size):
+    """Also an empty one, which Delta takes for a commit that changes nothing."""
+    lake.replace("clean", DAY, frame(1))
+    lake.require_whole(DAY, DAY)
+    commit = Path(lake.uri("clean")) / "_delta_log" / f"{lake.version('clean'):020}.json"
+    commit.write_bytes(commit.read_bytes()[: int(commit.stat().st_size * size)])
+    told = rf"{commit} is gone or cut off.*: delete that file, move \S*/partitions away.* nightsift backfill demo"
+    with pytest.raises(NightsiftError, match=told):
+        lake.require_whole(DAY, DAY)
+    if size:
+        with pytest.raises(NightsiftError, match=told):
+            lake.scan("clean", SCHEMA)
+
+
+def test_a_data_file_that_is_cut_off_or_gone_is_named_where_its_day_is_read(lake):
+    """A table of source files can be made again, the verdicts of analysts cannot."""
+    lake.replace_source(
+        frame(1).with_columns(day=DAY, source=pl.lit("a b/c.csv"), source_digest=pl.lit("d")), "a b/c.csv"
+    )
+    lake.append("verdicts", frame(1).with_columns(day=DAY))
+    lake.require_whole(DAY, DAY)
+    for table, remedy in (("verdicts", "bring .* back from a backup"), ("landing", "move .*/landing away")):
+        (file,) = Path(lake.uri(table)).rglob("*.parquet")
+        file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(NightsiftError, match=f"{file.name} is gone or cut off.*: {remedy}"):
+            lake.require_whole(DAY, DAY)
+        file.unlink()
+        with pytest.raises(NightsiftError, match=file.name):
+            lake.require_whole(DAY, DAY)
+        lake.require_whole(OTHER, OTHER)
+        shutil.rmtree(lake.uri(table))

@@ -1,0 +1,161 @@
+"""Nights on days of 23 and 25 hours, on a leap day and at New Year, and by a clock that goes backwards."""
+
+import time
+from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import time_machine
+
+from pipeline.ingest import ingest
+from pipeline.night import report_night, run_night, score_day
+from pipeline.score import stale_days
+from pipeline.tables import MOMENT
+from pipeline.validate import validate
+from tests.conftest import deliver, tables
+from tests.faults.harness import (
+    TEXTS,
+    command,
+    contents,
+    left,
+    local_day,
+    logged,
+    losses,
+    night_command,
+    run,
+    workspace,
+)
+from tests.figures import long, record
+
+COUNTED = {"days": 0, "clocks": 0, "losses": 0}
+SPRING, AUTUMN = date(2024, 3, 31), date(2024, 10, 27)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures() -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    record(
+        "clock",
+        "Days of 23 and 25 hours, a leap day, New Year, by a naive clock, each twice and against rows counted by hand, "
+        "and nights by a clock that is set back; a loss is a row that is not where it must be, or a difference.",
+        dict(COUNTED),
+        time.monotonic() - began,
+    )
+
+
+# --- days
+
+
+def nonexistent() -> pl.DataFrame:
+    """An hour of readings by a clock that did not go forward."""
+    times = [datetime(2024, 3, 31, 2, minute) for minute in range(0, 60, 10)]
+    return pl.DataFrame({"machine": "m0", "time": times, "flow": 0.0, "heat": 0.0}).with_columns(
+        pl.col("time").cast(pl.Datetime("us"))
+    )
+
+
+# By day: rows that come in, those that are clean, and first and last moment of the day in UTC; four machines each.
+COUNTED_BY_HAND = {
+    date(2024, 2, 29): (4 * 144, 4 * 144, "2024-02-28T23:00", "2024-02-29T22:50"),
+    SPRING: (4 * 138 + 6, 4 * 138, "2024-03-30T23:00", "2024-03-31T21:50"),
+    AUTUMN: (4 * 150, 4 * (150 - 12), "2024-10-26T22:00", "2024-10-27T22:50"),
+    date(2024, 12, 31): (4 * 144, 4 * 144, "2024-12-30T23:00", "2024-12-31T22:50"),
+    date(2025, 1, 1): (4 * 144, 4 * 144, "2024-12-31T23:00", "2025-01-01T22:50"),
+}
+
+
+def odd_days(place: Path, _night: date) -> list[dict[str, Any]]:
+    """Each of the days run twice: what was counted, and whether the second time changed anything."""
+    ws = workspace(place)
+    for day in COUNTED_BY_HAND:
+        rows = local_day(day)
+        deliver(ws, pl.concat([rows, nonexistent()]) if day == SPRING else rows, str(day))
+    found = []
+    for day in COUNTED_BY_HAND:
+        night = run_night(ws, day)
+        once = contents(ws)
+        run_night(ws, day)
+        times = ws.lake.scan("clean", {"event_time": MOMENT}, day, day).collect()["event_time"]
+        counted = (night.rows_in, night.rows_clean, night.rows_quarantined, night.rows_duplicate, night.steps)
+        found.append({"counted": counted, "times": (times.min(), times.max()), "changed": contents(ws) != once})
+    return found
+
+
+def test_days_of_odd_length_and_at_odd_dates_have_the_rows_that_were_counted_by_hand(stage):
+    """What the clock shows twice, or never, goes to quarantine; all else is clean and scored, twice the same."""
+    stage.begin()
+    ended = run(odd_days, stage.place, stage.night)
+    assert ended.code == 0, ended.said
+    for (day, (came, clean, first, last)), found in zip(COUNTED_BY_HAND.items(), ended.value, strict=True):
+        moments = tuple(datetime.fromisoformat(text).replace(tzinfo=UTC) for text in (first, last))
+        COUNTED["days"] += 1
+        COUNTED["losses"] += came - found["counted"][1] - found["counted"][2]
+        assert found == {"counted": (came, clean, came - clean, 0, clean), "times": moments, "changed": False}, day
+
+
+def test_an_hour_that_comes_twice_is_scored_whole_where_times_name_their_offset(make_workspace):
+    """The same day, of 25 hours, from a source whose clock says which of the two hours it means."""
+    ws = make_workspace(TEXTS["sensor"])
+    start = datetime(2024, 10, 26, 22, tzinfo=UTC)
+    times = [(start + timedelta(minutes=10 * n)).astimezone(ws.dataset.tz).isoformat() for n in range(150)]
+    deliver(ws, pl.DataFrame({"machine": "m0", "time": times, "flow": 0.0, "heat": 0.0}), "day")
+    ingest(ws)
+    found = validate(ws, AUTUMN)
+    COUNTED["days"] += 1
+    assert (found.rows_in, found.rows_clean) == (150, 150)
+    assert tables(ws, "clean")["clean"]["event_time"].n_unique() == 150
+
+
+# --- clocks
+
+
+def set_back(place: Path, night: date, clocks: tuple[str, ...]) -> dict[str, Any]:
+    """A night during which the clock jumps: before each step it shows the next of `clocks`."""
+    ws = workspace(place)
+    with time_machine.travel(clocks[0]):
+        ingest(ws)
+    with time_machine.travel(clocks[1]):
+        for day in stale_days(ws, night):
+            score_day(ws, day)
+    with time_machine.travel(clocks[2]):
+        report_night(ws, night)
+        return logged(ws)
+
+
+BY_HOURS = ("2024-04-01T01:00", "2024-03-31T20:00", "2024-04-01T02:00")
+BY_YEARS = ("2031-01-01", "2026-01-01", "1999-01-01")
+
+
+@pytest.mark.parametrize("clocks", [BY_YEARS, BY_HOURS] if long() else [BY_YEARS], ids=lambda clocks: clocks[1])
+def test_a_clock_that_is_set_back_during_the_night_changes_nothing(stage, clocks):
+    """By hours, before the end of the day that is scored, or by years."""
+    stage.begin()
+    ended = run(partial(set_back, clocks=clocks), stage.place, stage.night)
+    assert ended.code == 0, ended.said
+    lost = losses(left(stage.workspace, ended.value), stage.expected)
+    COUNTED["clocks"] += 1
+    COUNTED["losses"] += len(lost)
+    assert not lost, "\n".join(lost)
+
+
+def wrong_year(place: Path, night: date) -> None:
+    """The command line by a clock that has lost its battery."""
+    with time_machine.travel("2000-01-01"):
+        command(place, *night_command(night))
+
+
+def test_a_clock_of_another_century_refuses_the_night_and_the_next_has_all(stage):
+    """All that comes is in the future then: no row is landed, or taken for known."""
+    stage.begin()
+    ended = run(wrong_year, stage.place, stage.night)
+    assert ended.code in (1, 2, 3), ended.said
+    assert "Traceback" not in ended.said
+    lost = [*stage.torn(), *stage.mended()]
+    COUNTED["clocks"] += 1
+    COUNTED["losses"] += len(lost)
+    assert not lost, "\n".join(lost)
