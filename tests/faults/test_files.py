@@ -20,7 +20,7 @@ import pytest
 from pipeline.errors import GateRefusedError
 from pipeline.ingest import ingest
 from tests.conftest import deliver, sensor_day
-from tests.faults.harness import Ended, command, night_command, run
+from tests.faults.harness import SENSOR_START, Ended, command, night_command, run
 from tests.faults.kills import walk
 from tests.faults.stage import Stage
 from tests.figures import long, record
@@ -142,6 +142,12 @@ def test_a_night_that_may_not_write_says_where_and_the_next_has_all(stage, folde
 # --- tables
 
 
+def but_for_empty_days(lost: list[str]) -> list[str]:
+    """Without the records of days before the first with rows: what only a training looked at is not made anew."""
+    days = [SENSOR_START - timedelta(days=n) for n in range(1, 15)]
+    return [what for what in lost if not what.startswith(tuple(f"('partitions', ({day!r},))" for day in days))]
+
+
 def log_of(stage: Stage, table: str) -> Path:
     """The newest commit of a table."""
     return max((Path(stage.workspace.lake.uri(table)) / "_delta_log").glob("*.json"))
@@ -169,7 +175,7 @@ def test_a_commit_that_was_cut_off_is_named_and_deleted(stage, table, size):
         commit.unlink()
         shutil.rmtree(stage.workspace.lake.uri("partitions"))
         assert run(command, stage.place, *night_command(stage.night, 2)).code == 0
-    count(stage.mended())
+    count(but_for_empty_days(stage.mended()))
 
 
 @pytest.mark.parametrize("table", ["clean", "scores"] if long() else ["clean"])
@@ -184,7 +190,7 @@ def test_a_data_file_that_was_cut_off_is_named_and_made_anew(stage, table):
     for moved in (table, "partitions"):
         shutil.rmtree(stage.workspace.lake.uri(moved))
     assert run(command, stage.place, *night_command(stage.night, 2)).code == 0
-    count(stage.mended())
+    count(but_for_empty_days(stage.mended()))
 
 
 # --- sources
