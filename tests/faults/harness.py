@@ -315,7 +315,11 @@ def logged(ws: Workspace) -> dict[str, Any]:
         folder = Path(night.info.artifact_uri.removeprefix("file://"))
         files = {str(f.relative_to(folder)): _digest(f.read_bytes()) for f in folder.rglob("*") if f.is_file()}
         numbers = {name: value for name, value in night.data.metrics.items() if not name.startswith("seconds/")}
-        tags = {name: value for name, value in night.data.tags.items() if not name.startswith(("mlflow.note", "git_"))}
+        tags = {
+            name: value
+            for name, value in night.data.tags.items()
+            if not name.startswith(("mlflow.note", "git_", "maker"))
+        }
         parts = {
             "status": night.info.status, "metrics": numbers, "params": night.data.params, "tags": tags, "files": files,
             "inputs": sorted(each.dataset.name for each in night.inputs.dataset_inputs),
