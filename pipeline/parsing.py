@@ -24,6 +24,7 @@ from pipeline.errors import GateRefusedError
 
 LONGEST_ROW = 1 << 26  # bytes; a CSV row (with its quoted line breaks) must fit into one block of the parser
 SEPARATORS = ",;\t|"
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a character, of which Polars makes a text that is none
 LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -199,7 +200,7 @@ def _parse_ndjson(text: str, label: str, needed: list[str] | None) -> Rows:
     trouble = nulls(lines.len())
     try:
         frame = _json_frame(lines, names)
-        sure = frame.height == lines.len()
+        sure = frame.height == lines.len() and not SURROGATE.search(text)
     except pl.exceptions.PolarsError:
         sure = False
     if not sure:
@@ -223,9 +224,10 @@ def _json_objects(lines: pl.Series) -> tuple[pl.Series, pl.Series]:
 
 
 def _json_object(line: str) -> dict[str, Any] | str:
-    """The line's object, or what is wrong with the line; NaN and Infinity become text, to be judged as cells."""
+    """The line's object, or what is wrong with the line; fractions, NaN and 1e999 become text, judged as cells."""
     try:
-        row = json.loads(line, parse_constant=str)
+        row = json.loads(line, parse_constant=str, parse_float=str)
+        json.dumps(row, ensure_ascii=False).encode()  # half a surrogate pair can be escaped, but is no text
     except (ValueError, RecursionError) as error:
         return f"the line is not JSON: {one_line(error)}"
     return row if isinstance(row, dict) else "the line is JSON but not an object"

@@ -270,3 +270,16 @@ def test_a_parquet_file_that_counts_its_rows_wrongly_is_refused(monkeypatch: pyt
     monkeypatch.setattr(pl, "read_parquet", lambda source: read(source).head(2))
     with pytest.raises(GateRefusedError, match=r"f\.parquet says that it has 3 rows, but 2 can be read"):
         parse(data.getvalue(), "parquet", "f.parquet")
+
+
+def test_half_a_character_in_json_is_a_bad_row() -> None:
+    """JSON can escape what is no Unicode text; the rows around it are read."""
+    rows = ndjson('{"pump": "a", "time": "t", "flow": 1}', '{"pump": "\\ud800", "time": "t", "flow": 1}')
+    assert rows.frame["pump"].to_list() == ["a", None]
+    assert "surrogates not allowed" in str(rows.trouble[1])
+
+
+def test_a_number_too_large_beside_a_line_that_is_no_object_is_its_own_text() -> None:
+    """It is judged as a cell, as it is where every line is an object."""
+    rows = ndjson('{"pump": "a", "time": "t", "flow": 1e999}', "7")
+    assert rows.frame["flow"].to_list() == ["1e999", None]
