@@ -19,7 +19,6 @@ from pipeline.suites import Expectation, Suite, table_columns, to_gx
 from pipeline.tables import clean_schema, quarantine_schema
 
 if TYPE_CHECKING:
-    import pandas
     from great_expectations.core import ExpectationSuiteValidationResult, ExpectationValidationResult
 
 EXAMPLES = 3
@@ -140,10 +139,10 @@ def _without_duplicates(rows: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:
 
 
 class Unreadable:
-    """How many of a day's rows cannot be read, and examples of why."""
+    """How many of a day's rows cannot be read, and examples of why; `repeated` rows were left out beforehand."""
 
-    def __init__(self) -> None:
-        self._rows = self._unreadable = 0
+    def __init__(self, repeated: int = 0) -> None:
+        self._rows, self._unreadable = repeated, 0
         self._reasons = pl.DataFrame()
 
     def add(self, parts: Sorted) -> None:
@@ -167,11 +166,6 @@ class Unreadable:
 
 def evaluate(suite: Suite, rows: pl.DataFrame) -> "ExpectationSuiteValidationResult":
     """Great Expectations' judgement of `rows`, with the positions of all failing rows."""
-    return evaluate_frame(suite, rows.to_pandas())
-
-
-def evaluate_frame(suite: Suite, frame: "pandas.DataFrame") -> "ExpectationSuiteValidationResult":
-    """As `evaluate`, of rows as pandas has them."""
     expectations = to_gx(suite)
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
@@ -179,7 +173,7 @@ def evaluate_frame(suite: Suite, frame: "pandas.DataFrame") -> "ExpectationSuite
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     asset = context.data_sources.add_pandas(suite.name).add_dataframe_asset("landing")
-    batch = asset.add_batch_definition_whole_dataframe("day").get_batch({"dataframe": frame})
+    batch = asset.add_batch_definition_whole_dataframe("day").get_batch({"dataframe": rows.to_pandas()})
     # Without unexpected_index_column_names: the frame's own index is the position, and naming columns costs a minute
     # on a million failing rows.
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)  # what cannot be applied is told by the result

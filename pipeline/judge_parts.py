@@ -1,10 +1,12 @@
 """How a day that does not fit into memory meets its suite: part by part, with the result that `pipeline.judge` gives.
 
 A part holds neighbouring entities. There are two kinds of expectation: one that judges each row by itself is judged in
-every part, and its counts are added up; one that compares rows, or is about the whole day, is judged once, over all
-rows, with its own columns alone.
+every part, and its counts are added up; one that compares rows, or is about the values of the whole day, is judged
+once, over all rows, with its own columns alone. What asks for no values at all needs no rows: one part stands for all,
+and what it asks to be counted is counted.
 """
 
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +25,6 @@ from pipeline.judge import (
     Unreadable,
     divide,
     evaluate,
-    evaluate_frame,
     in_order,
     missed,
     outcome_of,
@@ -46,10 +47,11 @@ COMPARING = {
     "expect_column_value_z_scores_to_be_less_than",
     "expect_column_values_to_not_be_outliers",
 }
-# Of those about the whole day, the ones that only ask which columns and rows there are, and which cells are empty.
-SHAPE = {
+# Of those about the whole day, those that only ask which columns there are, how many rows, and how many empty cells.
+VALUELESS = {
     "expect_column_proportion_of_non_null_values_to_be_between",
     "expect_column_to_exist",
+    "expect_column_type_to_be",
     "expect_table_column_count_to_be_between",
     "expect_table_column_count_to_equal",
     "expect_table_columns_to_match_ordered_list",
@@ -57,6 +59,7 @@ SHAPE = {
     "expect_table_row_count_to_be_between",
     "expect_table_row_count_to_equal",
 }
+COUNTED = {name for name in VALUELESS if "row_count" in name or "non_null" in name}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Met:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What parts of a day have shown of an expectation that judges each row by itself.
+    """What parts of a day have shown of an expectation that compares no values.
 
     `example` is how one of the parts met it, `failing` are the first `SAMPLE` failing rows.
     """
@@ -106,7 +109,7 @@ class Shown:
         self.counts = {"rows_clean": 0, "rows_quarantined": 0, "rows_duplicate": duplicates}
         self.rows = 0  # that the suite judges
         self.nulls: Counter[str] = Counter()
-        self.unreadable = Unreadable()
+        self.unreadable = Unreadable(duplicates)
         self.tallies: dict[int, Tally] = {}
 
     def add(self, part: Sorted, tallies: dict[int, Tally], clean: int, quarantined: int) -> None:
@@ -137,14 +140,16 @@ def judge_in_parts(
     compared = _compare(suite, dataset, rows, Parts(folder / "compared", by_source))
     clean, quarantine = Parts(folder / "clean", by_entity), Parts(folder / "quarantine", by_source)
     for part in ahead(sort_out(part, dataset) for part in rows):
-        judged = _judge_rows(suite, dataset, part.rows)
+        places = _chosen(suite, judges_rows if shown.rows else needs_no_others)
+        judged = _judge_part(suite, places, dataset, part.rows)
         outcomes = {place: outcome for place, (_, outcome) in judged.items()}
         outcomes |= {place: _within(met, part.rows) for place, met in compared.items()}
         good, bad = divide(part, [outcomes[place] for place in sorted(outcomes)], dataset)
         clean.add(good)
         quarantine.add(bad)
         shown.add(part, {place: tally for place, (tally, _) in judged.items()}, good.height, bad.height)
-    met = compared | _add_up(suite, dataset, shown.tallies) | _judge_shape(suite, dataset, shown)
+        gc.collect()  # Great Expectations' objects hold each other, and the part's rows with them
+    met = compared | _add_up(suite, dataset, shown)
     whole = [met[place] for place in sorted(met)]
     refusals, warnings = missed([(one.outcome, one.rows) for one in whole], dataset)
     return Judged(
@@ -194,7 +199,7 @@ def _frames(parts: Parts, schema: Schema, order: Callable[[pl.DataFrame], pl.Dat
     return lambda: chain([pl.DataFrame(schema=schema)], (order(part) for part in parts))
 
 
-# --- expectations that judge each row by itself
+# --- expectations that are judged part by part
 
 
 def _chosen(suite: Suite, choose: Callable[[Expectation], bool]) -> list[int]:
@@ -211,9 +216,15 @@ def judges_rows(entry: Expectation) -> bool:
     return entry.row_level and entry.type not in COMPARING
 
 
-def _judge_rows(suite: Suite, dataset: Dataset, rows: pl.DataFrame) -> dict[int, tuple[Tally, Outcome]]:
+def needs_no_others(entry: Expectation) -> bool:
+    """Whether the expectation need not see the values of all rows together."""
+    return judges_rows(entry) or entry.type in VALUELESS
+
+
+def _judge_part(
+    suite: Suite, places: list[int], dataset: Dataset, rows: pl.DataFrame
+) -> dict[int, tuple[Tally, Outcome]]:
     """By place in the suite, what the rows of a part show."""
-    places = _chosen(suite, judges_rows)
     if not places or rows.is_empty():
         return {}
     results = in_order(evaluate(_only(suite, places), rows.select(table_columns(dataset))))
@@ -224,22 +235,32 @@ def _judge_rows(suite: Suite, dataset: Dataset, rows: pl.DataFrame) -> dict[int,
     }
 
 
-def _add_up(suite: Suite, dataset: Dataset, tallies: dict[int, Tally]) -> dict[int, Met]:
+def _add_up(suite: Suite, dataset: Dataset, shown: Shown) -> dict[int, Met]:
     """By place in the suite, how the day met what was judged part by part."""
     met = {}
-    for place, tally in tallies.items():
+    for place, tally in shown.tallies.items():
         entry, one = suite.expectations[place], tally.example
         if tally.failing.height:  # Great Expectations' account of them; what fails, fails without the other rows
             (one,) = evaluate(_only(suite, [place]), tally.failing.select(table_columns(dataset))).results
-        _set_counts(one, tally, entry.mostly)
+        if entry.type in COUNTED:
+            _validate_counts(one, entry, shown)
+        if "element_count" in one.result:
+            _set_counts(one, tally, entry.mostly)
         met[place] = Met(one, outcome_of(entry, one), tally.failing)
     return met
 
 
+def _validate_counts(one: "ExpectationValidationResult", entry: Expectation, shown: Shown) -> None:
+    """Make `one` Great Expectations' word on the day's number of rows, or the proportion of them that have a value."""
+    empty = sum(shown.nulls[name] for name in entry.columns)
+    metrics = {"table.row_count": shown.rows, "column.non_null_proportion": (shown.rows - empty) / shown.rows}
+    assert one.expectation_config is not None
+    found = one.expectation_config.to_domain_obj()._validate(metrics)
+    one.success, one.result = found["success"], found["result"]
+
+
 def _set_counts(one: "ExpectationValidationResult", tally: Tally, mostly: float) -> None:
     """Make `one` a result about all the rows that were tallied, by Great Expectations' rules."""
-    if "element_count" not in one.result:  # asked for a column's type, which is that of every part
-        return
     considered = tally.elements - tally.missing
     percent = tally.unexpected / considered * 100 if considered else None
     one.success = not considered or (considered - tally.unexpected) / considered >= mostly
@@ -263,7 +284,7 @@ def _compare(suite: Suite, dataset: Dataset, parts: Parts, held: Parts) -> dict[
 
     What asks for the same columns is judged together, one set of columns after the other.
     """
-    places = _chosen(suite, lambda entry: not judges_rows(entry) and entry.type not in SHAPE)
+    places = _chosen(suite, lambda entry: not needs_no_others(entry))
     if not places:
         return {}
     named = {name for place in places for name in suite.expectations[place].columns}
@@ -298,25 +319,6 @@ def _within(met: Met, rows: pl.DataFrame) -> Outcome:
     """The outcome with the positions in `rows` of a part of those that fail."""
     failing = rows.select(ORIGIN).with_row_index("position").join(met.rows, on=ORIGIN, how="semi")
     return replace(met.outcome, failing=failing["position"].to_list())
-
-
-def _judge_shape(suite: Suite, dataset: Dataset, shown: Shown) -> dict[int, Met]:
-    """By place in the suite, how the day met what asks for no values: judged on cells that are there or empty."""
-    places = _chosen(suite, lambda entry: entry.type in SHAPE)
-    if not places or not shown.rows:
-        return {}
-    cells = pl.DataFrame({name: _cells(shown.rows, shown.nulls[name]) for name in table_columns(dataset)})
-    results = in_order(evaluate_frame(_only(suite, places), cells.to_pandas(use_pyarrow_extension_array=True)))
-    return {
-        place: Met(one, outcome_of(suite.expectations[place], one), cells.clear())
-        for place, one in zip(places, results, strict=True)
-    }
-
-
-def _cells(rows: int, empty: int) -> pl.Series:
-    """A bit for each row."""
-    full, bare = pl.repeat(True, rows - empty, eager=True), pl.repeat(None, empty, dtype=pl.Boolean, eager=True)
-    return pl.concat([full, bare])
 
 
 def _suite_result(suite: Suite, results: list["ExpectationValidationResult"]) -> "ExpectationSuiteValidationResult":

@@ -134,6 +134,14 @@ def test_every_expectation_is_judged_in_parts_as_a_whole() -> None:
     assert len(whole.warnings) > 10
 
 
+def test_a_row_that_repeats_one_of_another_part_can_be_read() -> None:
+    """The share of readable rows is of all that landed, also where an event is told of two entities."""
+    rows = [{"entity": "p", "event_id": "e"}, {"entity": "q", "event_id": "e"}, {"problems": ["fee: 'y'"]}]
+    suite = parse_suite(PAYMENTS_SUITE, "suite.yaml", PAYMENTS)
+    whole = assert_same(landed(rows, PAYMENTS), suite, PAYMENTS, 1)
+    assert whole.refusals[0].startswith("66.7% of the rows can be read, 80.0% must be")
+
+
 def test_examples_are_the_first_of_the_day() -> None:
     """Of more failing rows than are kept of each part, the sentence shows the first by source file and row."""
     rows = [{"entity": f"p{9 - n // 10}", "flow": 500.0 + n, "source": f"{n % 3}.csv"} for n in range(100)]
