@@ -4,6 +4,7 @@ A day of a table is replaced in one atomic commit: a reader sees all of it or no
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
 """
 
+import os
 import re
 import resource
 import shutil
@@ -24,6 +25,10 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from pipeline.errors import NightsiftError
 
 Frames = Callable[[], Iterator[pl.DataFrame]]
+
+# Else the writer divides rows among queues, one a core, by their day. Of one day all queues but one are empty, and
+# while any is empty it takes rows without end. It looks here once, at the first write.
+os.environ.setdefault("DELTARS_MAX_CONCURRENT_WRITERS", "1")
 
 BATCH = 1 << 17  # rows that are handed over to be written at once: the table's files have row groups no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
