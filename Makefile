@@ -14,7 +14,7 @@ LOCK := $(BIN)/uv pip compile -q --universal --python-version 3.11 --generate-ha
 COMPOSE ?= docker compose
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: help setup demo serve env up test pictures reference lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
+.PHONY: help setup demo serve env up test chaos audit pictures reference lint format lock bench bench-accuracy bench-model bench-scheduler bench-sequences clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -57,6 +57,19 @@ up:  ## Build the image and start the services of docker-compose.yml (COMPOSE=po
 
 test: $(READY) $(TORCH)  ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The tests that break nights on purpose, in their long version, and the load; what they count is the page of promises.
+CHAOS := tests/faults tests/fuzz tests/security tests/pipeline/test_determinism.py tests/pipeline/test_year.py \
+	tests/benchmarks/test_parse.py
+chaos: $(READY)  ## Break nights on purpose, thousands of times, and write docs/guarantees.md (two hours; needs PostgreSQL)
+	@mkdir -p var/chaos
+	@NIGHTSIFT_CHAOS=1 NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos \
+		$(BIN)/python -m pytest -n 2 --dist loadfile -o timeout=14400 $(CHAOS)
+	@NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos $(BIN)/python -m benchmarks.load --json var/chaos.load.json
+	@$(BIN)/python -m tests.guarantees var/chaos
+
+audit: $(READY)  ## Look up known vulnerabilities of the locked packages (needs pypi.org; 1: some, 2: not found out)
+	@$(BIN)/python -m tests.security.audit
 
 pictures: $(READY)  ## Take the pictures of docs/pictures anew (needs chromium)
 	@NIGHTSIFT_PICTURES=docs/pictures $(BIN)/python -m pytest tests/browser

@@ -9,6 +9,7 @@ was made is looked for before it is made again.
 
 import json
 import logging
+import os
 import re
 import resource
 import shutil
@@ -33,6 +34,10 @@ from pipeline.errors import NightsiftError
 
 log = logging.getLogger("nightsift.lake")
 Frames = Callable[[], Iterator[pl.DataFrame]]
+
+# Else the writer divides rows among queues, one a core, by their day. Of one day all queues but one are empty, and
+# while any is empty it takes rows without end. It looks here once, at the first write.
+os.environ.setdefault("DELTARS_MAX_CONCURRENT_WRITERS", "1")
 
 BATCH = 1 << 18  # rows that are handed over to be written at once: the row groups of a file are no larger
 TABLES = ("landing", "clean", "quarantine", "scores", "drifts", "incidents", "verdicts", "partitions", "labels")
