@@ -184,7 +184,7 @@ def evaluate(suite: Suite, rows: pl.DataFrame) -> "ExpectationSuiteValidationRes
             entry = suite.expectations[0]
             raise ConfigError(f"{entry.place}: {entry.type} cannot be applied: {one_line(error)}") from error
         for entry in suite.expectations:  # find the one: what the library raises does not name it
-            evaluate_frame(replace(suite, expectations=(entry,)), frame)
+            evaluate(replace(suite, expectations=(entry,)), rows)
         raise
 
 
