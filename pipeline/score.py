@@ -179,10 +179,11 @@ def config_digest(dataset: Dataset) -> str:
 def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[date]:
     """The days to score tonight, in order: the night's own, `first` to `last`, and those before that are out of date.
 
-    That is a day that was scored and whose data have changed since; one that the gate refused and whose file was
-    mended; and one of the last week that has landed and was never scored, as no night ran or it failed, once nights
-    have begun. A day that the gate refuses as it is waits for its file to be mended. A change of the YAML or the suite
-    concerns the days of the last week alone: those before are left to a backfill.
+    That is a day that was scored and whose data have changed since, or whose incidents were not made of its scores, as
+    its night was killed in between; one that the gate refused and whose file was mended; and one of the last week that
+    has landed and was never scored, as no night ran or it failed, once nights have begun. A day that the gate refuses
+    as it is waits for its file to be mended. A change of the YAML or the suite concerns the days of the last week
+    alone: those before are left to a backfill.
     """
     last = last or first
     tonight = {first + timedelta(days=n) for n in range((last - first).days + 1)}
@@ -194,6 +195,9 @@ def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[dat
     now, config = night_digests(ws, done), config_digest(ws.dataset)
     alike = set(known.filter(pl.col("step") == "score", pl.col("config_digest") == config)["day"])
     changed = {day for day, digest in now.items() if digest != done[day] and (day in alike or first - day <= SILENCE)}
+    key = ["day", "input_digest", "detector_version"]
+    found = known.filter(pl.col("step") == "incidents").select(key)
+    changed |= set(known.filter(pl.col("step") == "score").join(found, on=key, how="anti")["day"])
     waiting = {day for day, digest in refused.items() if digest == input_digest(ws, day, landed)}
     return sorted(tonight | ((changed | (missed | mended) - {*done}) - waiting))
 

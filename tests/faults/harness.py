@@ -29,7 +29,7 @@ from pipeline.backfill import Backfill, backfill
 from pipeline.incidents import read_incidents
 from pipeline.ingest import ingest
 from pipeline.lake import TABLES
-from pipeline.night import run_night
+from pipeline.night import renew, run_night
 from pipeline.review import read_sheet, record_all
 from pipeline.score import stale_days
 from pipeline.workspace import Workspace, open_workspace
@@ -254,11 +254,12 @@ Work = Callable[[Path, date], dict[str, Any]]
 
 
 def whole_night(place: Path, night: date) -> dict[str, Any]:
-    """What a scheduled night does: land what is new, then run each day that is out of date."""
+    """What a scheduled night does: land what is new, run each day that is out of date, and tell what was not told."""
     ws = workspace(place)
     ingest(ws)
     for day in stale_days(ws, night):
         run_night(ws, day)
+    renew(ws)
     return logged(ws)
 
 
@@ -322,7 +323,7 @@ def logged(ws: Workspace) -> dict[str, Any]:
         }
         parts = {
             "status": night.info.status, "metrics": numbers, "params": night.data.params, "tags": tags, "files": files,
-            "inputs": sorted(each.dataset.name for each in night.inputs.dataset_inputs),
+            "inputs": sorted({each.dataset.name for each in night.inputs.dataset_inputs}),
         }  # fmt: skip
         twice = " again" * sum(name.startswith(f"{night.info.run_name}, status") for name in found)
         found |= {f"{night.info.run_name}, {part}{twice}": value for part, value in parts.items()}

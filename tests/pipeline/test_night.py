@@ -588,6 +588,19 @@ class Logging:
             raise NightsiftError("MLflow did not answer")
 
 
+def test_a_day_whose_incidents_were_not_made_of_its_scores_is_run_again(found):
+    """As where a night of late rows was killed in between; whatever night comes next sees to it."""
+    later = START.date() + timedelta(days=3)
+    assert stale_days(found, later) == [later]
+    deliver(found, sensor_day(0, fault=("m1", 60, 80)), "day-00")
+    ingest(found)
+    prepare(found, START.date())
+    publish_by(found, "1-abc")
+    assert stale_days(found, later) == [START.date(), later]
+    find_incidents(found, START.date())
+    assert stale_days(found, later) == [later]
+
+
 def test_a_night_that_could_not_be_logged_is_logged_by_the_next_run(found, monkeypatch):
     """Though its page is there and its scores are up to date; once that is done, it is left as it is."""
     monkeypatch.setattr("pipeline.tracking.log_night", logging := Logging())

@@ -31,8 +31,8 @@ def day(number: int) -> date:
 def record(ws: Workspace, *days: date) -> None:
     """What scoring these days from what is landed leaves."""
     for each in days:
-        made = State(each, "score", night_digest(ws, each), config_digest(ws.dataset), "1-abc", {})
-        write_state(ws, made)
+        for step in ("score", "incidents"):
+            write_state(ws, State(each, step, night_digest(ws, each), config_digest(ws.dataset), "1-abc", {}))
 
 
 def publish_by(ws: Workspace, detector: str) -> None:
