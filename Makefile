@@ -62,13 +62,13 @@ test: $(READY) $(TORCH)  ## Run all tests
 CHAOS := tests/faults tests/fuzz tests/security tests/pipeline/test_determinism.py tests/pipeline/test_year.py \
 	tests/benchmarks/test_parse.py
 chaos: $(READY)  ## Break nights on purpose, thousands of times, and write docs/guarantees.md (two hours; needs PostgreSQL)
-	@mkdir -p var/chaos
+	@rm -rf var/chaos && mkdir -p var/chaos
 	@NIGHTSIFT_CHAOS=1 NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos \
 		$(BIN)/python -m pytest -n 2 --dist loadfile -o timeout=14400 $(CHAOS)
-	@NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos $(BIN)/python -m benchmarks.load --json var/chaos.load.json
+	@NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos $(BIN)/python -m benchmarks.load --json var/load.json
 	@$(BIN)/python -m tests.guarantees var/chaos
 
-audit: $(READY)  ## Look up known vulnerabilities of the locked packages (needs pypi.org; 1: some, 2: not found out)
+audit: $(READY)  ## Look up known vulnerabilities of the locked packages (needs pypi.org)
 	@$(BIN)/python -m tests.security.audit
 
 pictures: $(READY)  ## Take the pictures of docs/pictures anew (needs chromium)
