@@ -66,7 +66,8 @@ def land(ws: Workspace, first: date | None = None, last: date | None = None) -> 
 
 def _land_files(ws: Workspace) -> Ingested:
     files = _files(ws)
-    known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
+    before = ws.lake.landed()
+    known = _digests(before)
     new = [file for file in files if known.get(file.name) != file.digest]
     landed, days, refused = dict[SourceFile, int](), set[date](), []
     for file in counted("source files", new):
@@ -76,7 +77,7 @@ def _land_files(ws: Workspace) -> Ingested:
             refused.append(str(error))
             continue
         landed[file] = len(frame)
-        days |= _land(ws, frame, file)
+        days |= _land(ws, frame, file, before)
         log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
     require_landed(ws.lake, ws.dataset, landed)
     rows = sum(landed.values())
@@ -94,27 +95,33 @@ def _files(ws: Workspace) -> list[SourceFile]:
         return []
 
 
-def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile) -> set[date]:
-    """Replace what `landing` holds of the file; the days that the file has touched, before or now."""
-    landed = ws.lake.landed().filter(pl.col("source") == file.name)
+def _digests(landed: pl.DataFrame) -> dict[str, str]:
+    """By name, the digest of each file that has landed."""
+    return dict(landed.select("source", "source_digest").unique().iter_rows())
+
+
+def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataFrame) -> set[date]:
+    """Replace what `landing` holds of the file; the days that the file touches, or did when `before` had landed."""
     frame = frame.with_columns(source=pl.lit(file.name), source_digest=pl.lit(file.digest))
     schema = {"day": pl.Date, **landing_schema(ws.dataset)}
     ws.lake.replace_source(frame.select(pl.col(name).cast(kind) for name, kind in schema.items()), file.name)
-    return {*landed["day"].to_list(), *frame["day"].unique().to_list()}
+    left = before.filter(pl.col("source") == file.name)
+    return {*left["day"].to_list(), *frame["day"].unique().to_list()}
 
 
 def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
     """Land a table's or query's rows, a day at a time; a day whose rows did not change is left alone."""
     source = "delta" if ws.dataset.source.sql is None else "sql"
     read = read_delta(ws.dataset, ws.home, first, last) if source == "delta" else read_sql(ws.dataset, first, last)
-    known = dict(ws.lake.landed().select("source", "source_digest").unique().iter_rows())
+    before = ws.lake.landed()
+    known = _digests(before)
     frame = place_in_days(read, ws.dataset, source)
     landed, days = dict[SourceFile, int](), set[date]()
     for day, part in _by_day(frame):
         slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(part), size=len(part))
         if known.get(slice_.name) == slice_.digest:
             continue
-        landed[slice_], days = len(part), days | _land(ws, part, slice_)
+        landed[slice_], days = len(part), days | _land(ws, part, slice_, before)
     require_landed(ws.lake, ws.dataset, landed)
     known_days = frame["day"].n_unique() - len(landed)
     return Ingested(len(landed), known_days, sum(landed.values()), [str(day) for day in sorted(days)])
