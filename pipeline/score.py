@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nightsift.score")
 
-PART = 1_000_000  # rows that are read, scored and staged at once, and
+PART = 1 << 18  # rows that are read, scored and staged at once, and
 CHUNK = 4096  # windows that are laid out at once: both bound the memory and change no score
 NAMED = 20  # entities that training did not know, by name
 DRIFTED = 3.0  # deviations of the training data, by which the median of a day has moved
