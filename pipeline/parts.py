@@ -13,7 +13,7 @@ from uuid import uuid4
 import polars as pl
 
 from pipeline.errors import NightsiftError
-from pipeline.lake import Lake
+from pipeline.workspace import Workspace
 
 Number = Callable[[pl.DataFrame], pl.Series]
 """Gives each row the number of its part."""
@@ -72,15 +72,16 @@ def by_hash(key: pl.Expr, parts: int) -> Number:
 
 
 @contextmanager
-def scratch(lake: Lake, name: str) -> Iterator[Path]:
+def scratch(ws: Workspace, name: str) -> Iterator[Path]:
     """An empty local folder that is gone when the block ends; what killed runs of `name` have left is removed first.
 
-    It stands in the lake where that is local, else among the system's temporary files. Several processes may use
-    `name` at once: whoever uses a folder holds a lock on it, which ends with the process, however that ends.
+    It stands in the lake where that is local, else in the state folder: the system's temporary files may be held in
+    memory. Several processes may use `name` at once: whoever uses a folder holds a lock on it, which ends with the
+    process, however that ends.
     """
-    place, prefix = Path(lake.root, lake.dataset, "_staging"), f"{name}-"
-    if "://" in lake.root:
-        place, prefix = Path(tempfile.gettempdir()), f"nightsift-{lake.dataset}-{name}-"
+    place, prefix = Path(ws.lake.root, ws.dataset.name, "_staging"), f"{name}-"
+    if "://" in ws.lake.root:
+        place = ws.home.root / "scratch" / ws.dataset.name
     place.mkdir(parents=True, exist_ok=True)
     for left in place.glob(f"{prefix}*"):
         _remove_left(left)

@@ -178,7 +178,11 @@ def is_delta(where: str) -> bool:
 
 
 def scan_delta(where: str) -> pl.LazyFrame:
-    """The Delta table at `where`, lazily; raises `GateRefusedError` where there is none."""
+    """The Delta table at `where`, lazily; raises `GateRefusedError` where there is none.
+
+    A sign of a glob is here a part of the name: so a link that is called `t[1]` is judged as what it leads to.
+    """
+    require_path(where)
     table = None if Path(where).is_file() else open_table(where)
     if table is None:
         raise GateRefusedError(f"there is no Delta table at {where}; correct source.path, or write the table first")

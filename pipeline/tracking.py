@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -293,7 +294,7 @@ def registered(ws: Workspace, number: str) -> Version:
         ) from error
     if "label" not in version.tags:
         raise ConfigError(f"version {number} of {ws.dataset.name} was never completely registered; train again")
-    return Version(number, version.tags["label"], detector_folder(ws, version.tags["label"]))
+    return _version(ws, version)
 
 
 @_asks
@@ -306,9 +307,7 @@ def challenge(ws: Workspace, version: Version) -> None:
 def current(ws: Workspace) -> Version | None:
     """The champion, without a local copy; None where there is none."""
     found = _aliased(ws, CHAMPION)
-    if found is None:
-        return None
-    return Version(str(found.version), found.tags["label"], detector_folder(ws, found.tags["label"]))
+    return None if found is None else _version(ws, found)
 
 
 @_asks
@@ -354,8 +353,7 @@ def _remember(ws: Workspace, numbers: list[str]) -> None:
 @_asks
 def newest_trained(ws: Workspace) -> Any | None:
     """The registry's entry of the version that was trained last (not adapted); None where there is none."""
-    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
-    trained = [version for version in found if "label" in version.tags and "trained" not in version.tags]
+    trained = [version for version in _complete(ws) if "trained" not in version.tags]
     return max(trained, key=lambda version: int(version.version), default=None)
 
 
@@ -399,14 +397,14 @@ def version(ws: Workspace, which: str) -> Version:
 @_asks
 def label_of(ws: Workspace, which: str) -> str:
     """The label of the detector under an alias, a number or a label; raises as `version` does, and fetches nothing."""
-    return str(_registered(ws, which).tags["label"])
+    return _label(ws, _registered(ws, which))
 
 
 def _registered(ws: Workspace, which: str) -> Any:
     """The registry's entry under an alias, a number or a label; raises `ConfigError` where there is none."""
     if which == CHAMPION and (found := _aliased(ws, CHAMPION)) is not None:
         return found
-    entries = [e for e in client(ws).search_model_versions(f"name = '{ws.dataset.name}'") if "label" in e.tags]
+    entries = _complete(ws)
     if not entries or which == CHAMPION:
         raise ConfigError(_UNTRAINED.format(name=ws.dataset.name))
     if which == CHALLENGER and (found := _aliased(ws, CHALLENGER)) is not None:
@@ -422,16 +420,44 @@ def _registered(ws: Workspace, which: str) -> Any:
 
 
 def _fetch(ws: Workspace, entry: Any) -> Version:
-    number, label = str(entry.version), str(entry.tags["label"])
-    return Version(number, label, _local_copy(ws, entry))
+    version = _version(ws, entry)
+    _require_copy(ws, entry, version.folder)
+    return version
+
+
+def _version(ws: Workspace, entry: Any) -> Version:
+    """What the registry's entry describes, without a local copy; raises `NightsiftError` where its label is none."""
+    label = _label(ws, entry)
+    return Version(str(entry.version), label, detector_folder(ws, label))
+
+
+def _complete(ws: Workspace) -> list[Any]:
+    """The registry's entries of all versions that were completely registered; raises where a label is none."""
+    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
+    return [entry for entry in found if "label" in entry.tags and _label(ws, entry)]
+
+
+LABEL = re.compile(r"[0-9]+-[0-9a-f]{8}")
+
+
+def _label(ws: Workspace, entry: Any, tag: str = "label") -> str:
+    """The label in a tag of the registry's entry; raises `NightsiftError` where it is none: it becomes a path."""
+    label = str(entry.tags.get(tag, ""))
+    if not LABEL.fullmatch(label):
+        raise NightsiftError(
+            f"version {entry.version} of {ws.dataset.name} has the tag {tag} = {label!r} in the registry, which is no "
+            f"label of a detector (NUMBER-8 HEX DIGITS). Find out who changed it, then set it right or train a new one"
+        )
+    return label
 
 
 @_asks
 def siblings(ws: Workspace, label: str) -> tuple[str, set[str]]:
     """The label of the trained detector that `label` is or was adapted from, and those of all that share its scores."""
-    found = client(ws).search_model_versions(f"name = '{ws.dataset.name}'")
-    tags = [version.tags for version in found if "label" in version.tags]
-    origin = {each["label"]: each.get("trained", each["label"]) for each in tags}
+    origin = {
+        entry.tags["label"]: _label(ws, entry, "trained" if "trained" in entry.tags else "label")
+        for entry in _complete(ws)
+    }
     return origin[label], {name for name, trained in origin.items() if trained == origin[label]}
 
 
@@ -453,21 +479,18 @@ def detector_folder(ws: Workspace, label: str) -> Path:
     return ws.home.root / "detectors" / ws.dataset.name / label
 
 
-def _local_copy(ws: Workspace, entry: Any) -> Path:
-    """The detector's folder under the state folder, fetched whole or not at all; judged each time that it is used."""
-    target = detector_folder(ws, entry.tags["label"])
-    if target.is_dir():
-        _require_registered(ws, entry, target, f"remove {target}, and it is fetched anew")
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
-        fetched = fetch(ws, str(entry.version), Path(scratch))
-        try:
-            fetched.rename(target)
-        except OSError:  # another process fetched the same version meanwhile
-            if not target.is_dir():
-                raise
-    return target
+def _require_copy(ws: Workspace, entry: Any, target: Path) -> None:
+    """Have the detector in `target`, fetched whole or not at all; whoever put it there, it is judged at each use."""
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=target.parent, prefix=".fetch-") as scratch:
+            fetched = fetch(ws, str(entry.version), Path(scratch))
+            try:
+                fetched.rename(target)
+            except OSError:  # another process fetched the same version meanwhile
+                if not target.is_dir():
+                    raise
+    _require_registered(ws, entry, target, f"remove {target}, and it is fetched anew")
 
 
 @_asks

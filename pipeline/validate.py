@@ -70,7 +70,7 @@ def validate(ws: Workspace, day: date, *, force: bool = False) -> Validated:
         if files["rows"].sum() <= PART:
             judged = judge(sort_out(landing.collect(), ws.dataset), suite, ws.dataset)
         else:
-            folder = until_kept.enter_context(scratch(ws.lake, f"{STEP}-{day}"))
+            folder = until_kept.enter_context(scratch(ws, f"{STEP}-{day}"))
             judged = judge_in_parts(landing, files, suite, ws.dataset, folder, PART)
         return _keep(ws, state, int(files["rows"].sum()), judged)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,9 @@ import yaml
 from check_jsonschema.builtin_schemas import get_builtin_schema
 from cryptography.fernet import Fernet
 from dotenv import dotenv_values
+
+from pipeline.parts import scratch
+from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
@@ -135,9 +139,23 @@ def test_yamls_may_read_what_is_theirs(name: str) -> None:
     """Neither Airflow's database nor its password file, unless an operator adds it."""
     given = SERVICES[name]["environment"]
     folders = re.sub(r"\$\{NIGHTSIFT_SOURCES:-(.*)\}", r"\1", given["NIGHTSIFT_SOURCES"]).split(",")
-    assert folders == ["/var/lib/nightsift/source", "/opt/nightsift/datasets", "/opt/nightsift/expectations",
-                       "s3://", "gs://", "az://"]  # fmt: skip
+    assert folders == ["/var/lib/nightsift/source", "/var/lib/nightsift/labels", "/var/lib/nightsift/calendars",
+                       "/opt/nightsift/datasets", "/opt/nightsift/expectations", "s3://", "gs://", "az://"]  # fmt: skip
     assert not {*folders} & {*given}
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name.startswith("worker")])
+def test_a_large_days_parts_are_written_to_a_disk(
+    name: str, make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the lake is an object store: /tmp is memory, the state folder a volume."""
+    (home,) = re.findall(r"NIGHTSIFT_HOME=(\S+)", (ROOT / "docker/Dockerfile").read_text())
+    monkeypatch.setenv("NIGHTSIFT_LAKE", "s3://bucket/lake")
+    ws = make_workspace()
+    with scratch(ws, "validate-2024-01-02") as folder:
+        place = home / folder.relative_to(ws.home.root)
+    assert any(place.is_relative_to(volume.split(":")[1]) for volume in SERVICES[name]["volumes"])
+    assert not any(place.is_relative_to(entry.partition(":")[0]) for entry in SERVICES[name]["tmpfs"])
 
 
 def test_all_that_the_image_lets_its_user_write_is_a_volume_or_passes() -> None:

@@ -104,6 +104,12 @@ def test_pods_cannot_gain_rights() -> None:
     assert contexts["containers"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
+def test_yamls_may_read_what_they_may_in_compose() -> None:
+    """One default for both: a dataset that is read in one is read in the other."""
+    (given,) = (entry["value"] for entry in VALUES["env"] if entry["name"] == "NIGHTSIFT_SOURCES")
+    assert f"${{NIGHTSIFT_SOURCES:-{given}}}" in (ROOT / "docker-compose.yml").read_text()
+
+
 def test_no_secret_stands_in_the_values() -> None:
     """Secrets are named, never written out."""
     for name in ("fernetKey", "apiSecretKey", "jwtSecret"):

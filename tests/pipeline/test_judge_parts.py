@@ -25,6 +25,7 @@ from pipeline.lake import Lake
 from pipeline.parts import Parts, by_range, range_starts, scratch
 from pipeline.suites import Suite, expectation_types, load_suite, parse_suite
 from pipeline.validate import validate
+from pipeline.workspace import Workspace
 from tests import figures
 from tests.pipeline.test_validate import (
     ARGUMENTS,
@@ -257,15 +258,17 @@ def test_ranges_hold_every_row_once_and_in_order(names: list[str | None], most: 
     assert all(part.height <= most + part["name"].fill_null("").value_counts()["count"].max() for part in found)
 
 
-def test_scratch_of_a_killed_run_is_removed_and_that_of_a_running_one_is_not(tmp_path: Path) -> None:
+def test_scratch_of_a_killed_run_is_removed_and_that_of_a_running_one_is_not(
+    make_workspace: Callable[..., Workspace],
+) -> None:
     """Whoever holds a folder keeps it; what nobody holds any more goes when the same work begins again."""
-    lake = Lake(str(tmp_path), "pumps")
-    left = tmp_path / "pumps" / "_staging" / "validate-2024-01-02-left"
-    other = tmp_path / "pumps" / "_staging" / "validate-2024-01-03-left"
+    ws = make_workspace()
+    staging = Path(ws.lake.root, "demo", "_staging")
+    left, other = staging / "validate-2024-01-02-left", staging / "validate-2024-01-03-left"
     for folder in (left, other):
         folder.mkdir(parents=True)
         (folder / "rows.parquet").touch()
-    with scratch(lake, "validate-2024-01-02") as first, scratch(lake, "validate-2024-01-02") as second:
+    with scratch(ws, "validate-2024-01-02") as first, scratch(ws, "validate-2024-01-02") as second:
         assert first != second
         assert first.is_dir()
         assert not left.exists()
@@ -275,11 +278,12 @@ def test_scratch_of_a_killed_run_is_removed_and_that_of_a_running_one_is_not(tmp
 
 
 def test_scratch_is_gone_after_an_error_and_local_for_an_object_store(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A lake that is no folder has its parts among the system's temporary files."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with suppress(KeyError), scratch(Lake("s3://bucket/lake", "pumps"), "validate-2024-01-02") as folder:
-        assert folder.parent == tmp_path
+    """A lake that is no folder has its parts in the state folder: in a container the temporary files are in memory."""
+    monkeypatch.setenv("NIGHTSIFT_LAKE", "s3://bucket/lake")
+    ws = make_workspace()
+    with suppress(KeyError), scratch(ws, "validate-2024-01-02") as folder:
+        assert folder.is_relative_to(ws.home.root)
         raise KeyError
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.parent.iterdir()) == []

@@ -88,6 +88,15 @@ def deliver_to(file: Path) -> None:
     sensor_day(0).write_parquet(file)
 
 
+def test_a_delta_table_is_no_glob(make_workspace: Callable[..., Workspace], within: Path) -> None:
+    """A link whose name would be a pattern for files leads nowhere else than one with another name."""
+    sensor_day(0).write_delta(within.parent / "outside" / "table")
+    (within / "t[1]").symlink_to(within.parent / "outside" / "table")
+    ws = with_source(make_workspace, f'{within}/t[1]", format: "delta')
+    with pytest.raises(ConfigError, match=r"t\[1\] may not be read"):
+        read_delta(ws.dataset, ws.home, DAY, DAY)
+
+
 def test_a_delta_table_labels_calendar_and_suite_are_bound_alike(
     make_workspace: Callable[..., Workspace], within: Path
 ) -> None:

@@ -18,7 +18,6 @@ CALLS = {
     "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "keras.models.load_model", "keras.saving.load_model",
     "keras.config.enable_unsafe_deserialization", "mlflow.pyfunc.load_model",
 }  # fmt: skip
-PINNED = r"[\w.-]+(\[[\w,-]+\])?==[\w.!+]+ .*--hash=sha256:[0-9a-f]{64}"
 ARGUMENTS = {"allow_pickle": True, "safe_mode": False, "shell": True, "trust_remote_code": True, "autoescape": False}
 
 
