@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import psutil
 
 CGROUPS = Path("/sys/fs/cgroup")
 EVERY = 1.0  # seconds between two looks at the memory: one at a large process takes a tenth of that
+TRIES = 300  # looks at a control group that is to be empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,15 @@ def limited(memory: int, cores: int) -> Iterator[Limit]:
         yield Limit(memory, cores, group)
     finally:
         if group is not None:
-            group.rmdir()
+            _remove(group)
 
 
 def _group(memory: int) -> Path | None:
-    for root, file in ((CGROUPS / "memory", "memory.limit_in_bytes"), (CGROUPS, "memory.max")):
+    kinds = (
+        (CGROUPS / "memory", "memory.limit_in_bytes", "memory.memsw.limit_in_bytes", memory),  # the latter is of both
+        (CGROUPS, "memory.max", "memory.swap.max", 0),
+    )
+    for root, file, swap_file, swap in kinds:
         group = root / f"nightsift-load-{os.getpid()}"
         try:
             group.mkdir()
@@ -57,11 +62,26 @@ def _group(memory: int) -> Path | None:
             continue
         try:
             (group / file).write_text(str(memory))
+            if (group / swap_file).exists():  # it is not where the kernel does not count swap
+                (group / swap_file).write_text(str(swap))
         except OSError:
             group.rmdir()
         else:
             return group
     return None
+
+
+def _remove(group: Path) -> None:
+    """Remove a control group; children that are left in it, as their parent was killed for its memory, are killed."""
+    for _ in range(TRIES):  # those that are killed take a moment to end
+        left = {int(number) for number in (group / "cgroup.procs").read_text().split()} - {0, os.getpid()}
+        if not left:
+            break
+        for number in left:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        time.sleep(EVERY)
+    group.rmdir()
 
 
 def size(text: str) -> int:
@@ -79,10 +99,13 @@ class Watch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def look(self) -> None:
-        """Take the peak along, and end this process where nothing else bounds what it takes."""
+        """Take the peak along, and end this process and its children where nothing else bounds what it takes."""
         taken = _taken(psutil.Process())
         self.peak = max(self.peak, taken)
         if self.limit.group is None and taken > self.limit.memory:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _watch(self) -> None:

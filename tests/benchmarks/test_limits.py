@@ -2,9 +2,14 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks._limits import Limit, Watch, limited, size
@@ -19,16 +24,34 @@ def take(limit: Limit, bytes_: int) -> tuple[int, int]:
     return len(held), len(os.sched_getaffinity(0))
 
 
+def take_beside_a_child(limit: Limit, bytes_: int, told: Path) -> None:
+    """As `take`, with a child that would live on; its number is written to `told`."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
+    told.write_text(str(child.pid))
+    take(limit, bytes_)
+
+
+def ended(number: int) -> bool:
+    """Whether the process has ended, though perhaps nobody has asked how."""
+    try:
+        return psutil.Process(number).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 @pytest.mark.parametrize("grouped", [True, False], ids=["a control group, where one can be made", "a watch"])
-def test_who_takes_more_memory_than_given_is_killed(grouped: bool) -> None:
-    """And nobody else, nor anything of the process that made the limit."""
+def test_who_takes_more_memory_than_given_is_killed(grouped: bool, tmp_path: Path) -> None:
+    """With its children, and nobody else, nor anything of the process that made the limit."""
     before = os.sched_getaffinity(0)
     with limited(size("256M"), 1) as made:
         limit = made if grouped else Limit(made.memory, made.cores, None)
         with ProcessPoolExecutor(1, SPAWN, limit.enter) as pool:
             assert pool.submit(take, limit, 1000).result() == (1000, 1)
             with pytest.raises(BrokenProcessPool):
-                pool.submit(take, limit, size("400M")).result()
+                pool.submit(take_beside_a_child, limit, size("400M"), tmp_path / "child").result()
+    child = int((tmp_path / "child").read_text())
+    while not ended(child):
+        time.sleep(0.05)
     assert os.sched_getaffinity(0) == before
     assert made.group is None or not made.group.exists()
 

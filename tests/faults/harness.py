@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import resource
 import shutil
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -72,15 +72,26 @@ def run(work: Callable[..., Any], *arguments: Any, watch: Callable[["Running"], 
 
 
 class Running:
-    """A process that works; `heard` gives what it tells with `tell`."""
+    """A process that works; `heard` gives what it tells with `tell`.
 
-    def __init__(self, work: Callable[..., Any], arguments: Sequence[Any], log: Path) -> None:
-        self._log = log
+    What it prints comes through a pipe: a file could not grow where files must not.
+    """
+
+    def __init__(self, work: Callable[..., Any], arguments: Sequence[Any]) -> None:
         self._receiver, sender = _SERVER.Pipe(duplex=False)
-        self._process = _SERVER.Process(target=_work, args=(work, arguments, sender, log))
+        self._output, output = _SERVER.Pipe(duplex=False)
+        self._process = _SERVER.Process(target=_work, args=(work, arguments, sender, output))
         self._process.start()
         sender.close()
+        output.close()
         self._value: Any = None
+        self._said = ""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with open(self._output.fileno(), errors="replace", closefd=False) as stream:
+            self._said = stream.read()
 
     def heard(self, timeout: float = 60.0) -> str | None:
         """The next thing that the process tells; None where it has ended without."""
@@ -96,27 +107,35 @@ class Running:
         """SIGKILL."""
         self._process.kill()
 
-    def wait(self) -> Ended:
-        """Wait for its end."""
-        while self._receiver.poll(300):
-            try:
-                kind, what = self._receiver.recv()
-            except EOFError:
-                break
-            if kind == "value":
-                self._value = what
+    def wait(self, most: float = 300.0) -> Ended:
+        """Wait for its end; where it tells nothing for `most` seconds, it hangs: it is killed, and this fails."""
+        hangs = not self._heard_out(most)
+        if hangs:
+            self.kill()
         self._process.join()
-        code, said = self._process.exitcode, self._log.read_text(errors="replace") if self._log.exists() else ""
-        self._log.unlink(missing_ok=True)
-        self._process.close()
+        self._reader.join()
+        code = self._process.exitcode
+        for each in (self._process, self._receiver, self._output):
+            each.close()
+        assert not hangs, f"nothing was told for {most} seconds: {self._said}"
         assert code is not None
-        return Ended(code, self._value, said)
+        return Ended(code, self._value, self._said)
+
+    def _heard_out(self, most: float) -> bool:
+        """Hear all that it tells until its end; False where it tells nothing for `most` seconds."""
+        try:
+            while self._receiver.poll(most):
+                kind, what = self._receiver.recv()
+                if kind == "value":
+                    self._value = what
+        except EOFError:
+            return True
+        return False
 
 
 def start(work: Callable[..., Any], *arguments: Any) -> Running:
     """Begin `work(*arguments)` in a process of its own."""
-    log = Path(os.environ.get("TMPDIR", "/tmp")) / f"fault-{os.getpid()}-{time.monotonic_ns()}.log"
-    return Running(work, arguments, log)
+    return Running(work, arguments)
 
 
 _SENDERS: list[Connection] = []  # in a process that works, its way to whoever started it
@@ -127,11 +146,11 @@ def tell(what: str) -> None:
     _SENDERS[-1].send(("told", what))
 
 
-def _work(work: Callable[..., Any], arguments: Sequence[Any], sender: Connection, log: Path) -> None:
+def _work(work: Callable[..., Any], arguments: Sequence[Any], sender: Connection, output: Connection) -> None:
     _SENDERS.append(sender)
-    with log.open("w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
+    with output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
     for name in ("NIGHTSIFT_HOME", "NIGHTSIFT_DATASETS", "NIGHTSIFT_LAKE", "MLFLOW_TRACKING_URI"):
         os.environ.pop(name, None)
     sender.send(("value", work(*arguments)))

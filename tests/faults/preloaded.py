@@ -12,6 +12,7 @@ os.environ |= {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "CUDA_VISIBLE_DEVICES": "-1",  # templates and nights are a CPU's, to the last bit, on a machine with a GPU as well
     # A night of a few machines is over sooner without threads that wait for one another.
     **dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), "1"),
 }

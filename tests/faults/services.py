@@ -22,7 +22,7 @@ from urllib.parse import unquote
 from tests.figures import record
 from tests.servers import HOST, free_port, wait_until
 
-Kind = Literal["busy", "reset", "lost", "unsaid", "cut", "slow", "down"]
+Kind = Literal["busy", "reset", "lost", "unsaid", "cut", "slow", "held", "down"]
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
 HOP = {"connection", "transfer-encoding", "keep-alive", "date", "server"}
 
@@ -34,7 +34,8 @@ class Fault:
     It strikes the share `share` of them, by a seeded chance, after the first `after`, at most `times` times. busy:
     answered 503, not passed on; reset: connection reset before it is passed on; lost: passed on and done, then reset,
     so that nobody hears of it; unsaid: passed on and done, then answered 503; cut: half of the answer's body, then the
-    end; slow: `seconds` late; down: as `reset`, for every request from this one on, until the fault is taken out.
+    end; slow: `seconds` late; held: not before the fault is taken out; down: as `reset`, for every request from this
+    one on, until the fault is taken out.
     """
 
     kind: Kind
@@ -198,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503, [("Content-Type", "application/xml")], SLOW_DOWN, len(SLOW_DOWN))
         else:
             time.sleep(fault.seconds if fault else 0)
+            while kind == "held" and any(each is fault for each in self.owner.faults):
+                time.sleep(0.02)
             status, headers, content = self._passed_on(body)
             if kind == "lost":
                 self._reset()

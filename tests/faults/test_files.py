@@ -1,9 +1,11 @@
 """Disks that are full or read-only, files that are cut off, and sources that change while they are read."""
 
+import ctypes
 import hashlib
 import itertools
 import resource
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -101,19 +103,26 @@ def test_a_night_whose_disk_is_full_says_so_and_the_next_has_all(stage):
             stage.begin()
             limits = leave(int(needed * share))
             ended = run(partial(command, limits=limits), stage.place, *night_command(stage.night))
-            require_sentence(ended)
+            require_sentence(ended, "error: ", f"{stage.place}/")
             lost = stage.torn()
             leave(PLENTY)
             count(lost + stage.mended())
 
 
+def powerless_command(place: Path, *arguments: str) -> None:
+    """The command line as a user whom permissions bind: root without its capabilities."""
+    version = struct.pack("Ii", 0x20080522, 0)  # of the call, and this process
+    assert ctypes.CDLL(None).capset(version, bytes(24)) == 0
+    command(place, *arguments)
+
+
 @contextmanager
-def read_only(folder: Path) -> Iterator[None]:
-    """Nobody can write below `folder`: by a mount, or where this user may not, by permissions that bind them."""
+def read_only(folder: Path) -> Iterator[Callable[..., None]]:
+    """Gives a command line that cannot write below `folder`: by a mount, or where none can be made, by permissions."""
     if _mounted("--bind", folder, folder):
-        assert _mounted("-o", "remount,ro,bind", folder)
         try:
-            yield
+            assert _mounted("-o", "remount,ro,bind", folder)
+            yield command
         finally:
             subprocess.run(["umount", str(folder)], check=True)
     else:
@@ -121,7 +130,7 @@ def read_only(folder: Path) -> Iterator[None]:
         for each in places:
             each.chmod(0o555)
         try:
-            yield
+            yield powerless_command
         finally:
             for each in places:
                 each.chmod(0o755)
@@ -132,8 +141,8 @@ def test_a_night_that_may_not_write_says_where_and_the_next_has_all(stage, folde
     """Where the lake, or the whole state folder, is read-only."""
     stage.begin()
     place = (stage.place / "var" / folder).resolve()
-    with read_only(place):
-        ended = run(command, stage.place, *night_command(stage.night))
+    with read_only(place) as bound_command:
+        ended = run(bound_command, stage.place, *night_command(stage.night))
         require_sentence(ended, str(stage.place / "var"))
         lost = stage.torn()
     count(lost + stage.mended())

@@ -1,5 +1,6 @@
 """Two processes that work on one dataset at the same time leave what they leave one after the other."""
 
+import signal
 import time
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -10,6 +11,7 @@ import pytest
 
 from pipeline.backfill import Backfill, backfill
 from tests.faults.harness import Running, left, logged, losses, one_entity, run, start, whole_night, workspace
+from tests.faults.kills import walk
 from tests.faults.stage import Stage
 from tests.figures import long, record
 
@@ -60,17 +62,22 @@ def trained_again(place: Path, night: date) -> dict[str, Any]:
 
 
 def both(stage: Stage, *works: Any, strike: float | None = None) -> list[str]:
-    """Run these at the same time, the first of them killed after `strike` seconds; then the night once more."""
+    """Run these at the same time, the first killed `strike` seconds after its first step began; then the night again.
+
+    It is not killed, and not counted as a kill, where it has ended before.
+    """
     stage.begin()
-    running: list[Running] = [start(work, stage.place, stage.night) for work in works]
+    running: list[Running] = [start(walk, work, stage.place, stage.night) for work in works]
     if strike is not None:
+        assert running[0].heard() is not None, running[0].wait().said
         time.sleep(strike)
         running[0].kill()
     ended = [each.wait() for each in running]
-    failed = [each.said for each in ended[strike is not None :] if each.code]
+    killed = strike is not None and ended[0].code == -signal.SIGKILL
+    failed = [each.said for each in ended[killed:] if each.code]
     COUNTED["pairs"] += 1
-    COUNTED["kills"] += strike is not None
-    lost = failed + (stage.torn() if strike is not None else []) + stage.mended()
+    COUNTED["kills"] += killed
+    lost = failed + (stage.torn() if killed else []) + stage.mended()
     COUNTED["losses"] += len(lost)
     return lost
 
@@ -106,6 +113,7 @@ def test_one_of_two_nights_is_killed_and_the_other_ends_well(stage):
     for n in range(1, 11 if long() else 2):
         lost = both(stage, whole_night, whole_night, strike=n * 0.4)
         assert not lost, "\n".join(lost)
+    assert COUNTED["kills"], "each of them had ended before it was killed"
 
 
 @LONG
