@@ -104,11 +104,11 @@ def postgres_server(user: str = "nightsift", *settings: str) -> Iterator[Postgre
 
 
 class Redis:
-    """A Redis server that keeps nothing on disk; ended with the block that made it."""
+    """A Redis server that keeps what it holds in a folder, as docker-compose.yml has it; ended with its block."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
         assert shutil.which("redis-server"), "Redis is missing: apt-get install redis-server"
-        self.port = free_port()
+        self.folder, self.port = folder, free_port()
         self.start()
 
     @property
@@ -116,14 +116,20 @@ class Redis:
         return f"redis://{HOST}:{self.port}/0"
 
     def start(self) -> None:
-        command = ["redis-server", "--bind", HOST, "--port", str(self.port), "--save", "", "--appendonly", "no"]
-        self._server = subprocess.Popen(command, cwd="/", stdout=subprocess.DEVNULL)
+        command = ["redis-server", "--bind", HOST, "--port", str(self.port), "--save", "", "--appendonly", "yes"]
+        self._server = subprocess.Popen([*command, "--dir", str(self.folder)], stdout=subprocess.DEVNULL)
         wait_until("Redis", self._answers, self._server)
 
     def stop(self) -> None:
-        """End the server at once, as a crash would: what was queued is lost."""
+        """End the server at once, as a crash would."""
         self._server.kill()
         self._server.wait(timeout=30)
+
+    def lose(self) -> None:
+        """Crash, and come back without what was queued."""
+        self.stop()
+        shutil.rmtree(self.folder / "appendonlydir")
+        self.start()
 
     def queued(self, queue: str) -> int:
         """How many messages nobody has taken from Celery's queue."""
@@ -142,9 +148,10 @@ class Redis:
 
 
 @contextlib.contextmanager
-def redis_server() -> Iterator[Redis]:
-    """A running server until the end of the block."""
-    server = Redis()
+def redis_server(folder: Path) -> Iterator[Redis]:
+    """A running server that keeps its files in `folder`, until the end of the block."""
+    folder.mkdir()
+    server = Redis(folder)
     try:
         yield server
     finally:

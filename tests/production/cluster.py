@@ -232,7 +232,7 @@ def environment(home: Home, datasets: Path, postgres: Postgres, redis: Redis, ml
 @contextlib.contextmanager
 def cluster(home: Home, datasets: Path, folder: Path, **env: str) -> Iterator[Cluster]:
     """A running cluster with a default and a GPU worker, until the end of the block."""
-    with postgres_server() as postgres, redis_server() as redis:
+    with postgres_server() as postgres, redis_server(folder / "redis") as redis:
         postgres.run("CREATE DATABASE airflow")
         setup = prepare(home, datasets)
         mlflow_port = free_port()

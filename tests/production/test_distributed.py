@@ -185,9 +185,10 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
 def test_a_night_outlives_redis_and_a_silent_postgresql(
     airflow: Cluster, ws: Workspace, alone: Workspace, inbox: Messages
 ) -> None:
-    """Redis is away when the night begins, and loses in its middle what is queued; Airflow's database is silent then.
+    """Redis is away when the night begins, crashes while a task runs, and loses what is queued while another one does.
 
-    The night goes on by itself, each task at its first try: nothing is lost, and nothing is told twice.
+    Then Airflow's database is silent. The night goes on by itself, each task at its first try: nothing is lost, and
+    nothing is told twice.
     """
     began, faults = time.monotonic(), 0
     airflow.redis.stop()
@@ -195,13 +196,19 @@ def test_a_night_outlives_redis_and_a_silent_postgresql(
     airflow.wait_for("sending in vain, more often than Airflow's default", lambda: _sent_in_vain(airflow) > 3)
     airflow.redis.start()
     faults += 1
+    airflow.wait_for("the first task", lambda: "::endgroup::" in airflow.log(night, "validate"))
+    (first,) = airflow.tasks_of("default")
+    first.suspend()
+    airflow.redis.stop()
+    airflow.redis.start()  # with the message of the task, which the worker could not acknowledge
+    first.resume()
+    faults += 1
     with pool_of(airflow, 2):  # so that the other shard's message waits in Redis for the only worker
         airflow.wait_for("a shard", lambda: any("::endgroup::" in airflow.log(night, "score", n) for n in (0, 1)))
         (shard,) = (task for name in airflow.workers if name != "default" for task in airflow.tasks_of(name))
         shard.suspend()
         airflow.wait_for("the other shard's message", lambda: airflow.redis.queued("gpu") == 1)
-    airflow.redis.stop()
-    airflow.redis.start()
+    airflow.redis.lose()
     assert airflow.redis.queued("gpu") == 0
     faults += 1
     with airflow.postgres.silent():
@@ -213,8 +220,9 @@ def test_a_night_outlives_redis_and_a_silent_postgresql(
     losses = sum(not mine.equals(wanted) for mine, wanted in compared(ws, alone, UNHEARD))
     record(
         "services-airflow",
-        "A night of a distributed Airflow: Redis away at its start, Redis's messages lost in its middle, and Airflow's "
-        "PostgreSQL silent. It ends by itself; a loss is a table that is not as one undisturbed process wrote it.",
+        "A night of a distributed Airflow: Redis away at its start, Redis crashed and Redis's messages lost in its "
+        "middle, Airflow's PostgreSQL silent. It ends by itself; a loss is a table that is not as one undisturbed "
+        "process wrote it.",
         {"faults": faults, "nights": 1, "losses": losses},
         time.monotonic() - began,
     )
