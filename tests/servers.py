@@ -103,23 +103,56 @@ def postgres_server(user: str = "nightsift", *settings: str) -> Iterator[Postgre
         shutil.rmtree(server.folder)
 
 
-@contextlib.contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """The address of a running Redis that keeps nothing on disk, until the end of the block."""
-    assert shutil.which("redis-server"), "Redis is missing: apt-get install redis-server"
-    port = free_port()
-    command = ["redis-server", "--bind", HOST, "--port", str(port), "--save", "", "--appendonly", "no"]
-    server = subprocess.Popen([*command, "--dir", str(folder)], stdout=subprocess.DEVNULL)
+class Redis:
+    """A Redis server that keeps what it holds in a folder, as docker-compose.yml has it; ended with its block."""
 
-    def answers() -> bool:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, port), 1) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(5) == b"+PONG"
+    def __init__(self, folder: Path) -> None:
+        assert shutil.which("redis-server"), "Redis is missing: apt-get install redis-server"
+        self.folder, self.port = folder, free_port()
+        self.start()
+
+    @property
+    def address(self) -> str:
+        return f"redis://{HOST}:{self.port}/0"
+
+    def start(self) -> None:
+        command = ["redis-server", "--bind", HOST, "--port", str(self.port), "--save", "", "--appendonly", "yes"]
+        self._server = subprocess.Popen([*command, "--dir", str(self.folder)], stdout=subprocess.DEVNULL)
+        wait_until("Redis", self._answers, self._server)
+
+    def stop(self) -> None:
+        """End the server at once, as a crash would."""
+        self._server.kill()
+        self._server.wait(timeout=30)
+
+    def lose(self) -> None:
+        """Crash, and come back without what was queued."""
+        self.stop()
+        shutil.rmtree(self.folder / "appendonlydir")
+        self.start()
+
+    def queued(self, queue: str) -> int:
+        """How many messages nobody has taken from Celery's queue."""
+        return int(self._ask(f"LLEN {queue}").removeprefix(":"))
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self._ask("PING") == "+PONG"
         return False
 
+    def _ask(self, command: str) -> str:
+        with socket.create_connection((HOST, self.port), 1) as connection, connection.makefile("rw") as stream:
+            stream.write(f"{command}\r\n")
+            stream.flush()
+            return stream.readline().strip()
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[Redis]:
+    """A running server that keeps its files in `folder`, until the end of the block."""
+    folder.mkdir()
+    server = Redis(folder)
     try:
-        wait_until("Redis", answers, server)
-        yield f"redis://{HOST}:{port}/0"
+        yield server
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        server.stop()

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from pipeline.airflow_rest import AirflowRest, Run, RunStatus, Task
 from pipeline.config import Home
 from pipeline.errors import NightsiftError
 from pipeline.local import ROOT, USER, prepare
 from pipeline.processes import Processes
-from tests.servers import HOST, Postgres, free_port, postgres_server, redis_server
+from tests.servers import HOST, Postgres, Redis, free_port, postgres_server, redis_server
 
 HERE = Path(__file__).parent
 PATIENCE = 500.0  # seconds after which something hangs, however busy the machine is
@@ -34,6 +35,8 @@ SETTINGS = {
         "task_instance_heartbeat_timeout": 20,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "scheduler_health_check_threshold": 60,
+        "task_queued_timeout": 60,
+        "task_queued_timeout_check_interval": 2,
     },
     # The first call that an api-server answers takes it seconds: on a busy machine more than the default of 5.
     "workers": {"min_heartbeat_interval": 1, "max_failed_heartbeats": 5, "execution_api_timeout": 60},
@@ -41,6 +44,9 @@ SETTINGS = {
     "api_auth": {"jwt_secret": "for these tests alone" * 4},
     "logging": {"celery_logging_level": "INFO"},
 }
+# What docker-compose.yml says of an outage of Redis is what is tested.
+AS_DEPLOYED = ("AIRFLOW__CELERY__EXTRA_CELERY_CONFIG", "AIRFLOW__CELERY__TASK_PUBLISH_MAX_RETRIES",
+               "AIRFLOW__SCHEDULER__NUM_STUCK_IN_QUEUED_RETRIES")  # fmt: skip
 PARTS = {"scheduler": ["scheduler", "-s"], "dag-processor": ["dag-processor"], "api-server": ["api-server"]}
 
 
@@ -53,6 +59,7 @@ class Cluster:
     folder: Path
     env: Mapping[str, str]
     postgres: Postgres
+    redis: Redis
     mlflow_port: int
     rest: AirflowRest
     parts: dict[str, psutil.Process] = field(default_factory=dict)
@@ -204,14 +211,17 @@ def _belongs(process: psutil.Process, session: int) -> bool:
     return False
 
 
-def environment(home: Home, datasets: Path, postgres: Postgres, redis: str, mlflow_port: int) -> dict[str, str]:
+def environment(home: Home, datasets: Path, postgres: Postgres, redis: Redis, mlflow_port: int) -> dict[str, str]:
     """The environment of all parts: that of a local Airflow, with what makes it a distributed one."""
     base = prepare(home, datasets).env
-    places = {"postgres": f"postgresql+psycopg2://{postgres.user}@{HOST}:{postgres.port}/airflow", "redis": redis}
+    database = f"postgresql+psycopg2://{postgres.user}@{HOST}:{postgres.port}/airflow"
+    places = {"postgres": database, "redis": redis.address}
+    deployed = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["x-airflow-env"]
     return {
         **base,
         **{f"AIRFLOW__{s.upper()}__{k.upper()}": str(v).format(**places)
            for s, pairs in SETTINGS.items() for k, v in pairs.items()},
+        **{name: deployed[name] for name in AS_DEPLOYED},
         "PYTHONPATH": f"{ROOT}:{HERE}",
         "MLFLOW_TRACKING_URI": f"http://{HOST}:{mlflow_port}",
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -222,13 +232,13 @@ def environment(home: Home, datasets: Path, postgres: Postgres, redis: str, mlfl
 @contextlib.contextmanager
 def cluster(home: Home, datasets: Path, folder: Path, **env: str) -> Iterator[Cluster]:
     """A running cluster with a default and a GPU worker, until the end of the block."""
-    with postgres_server() as postgres, redis_server(folder) as redis:
+    with postgres_server() as postgres, redis_server(folder / "redis") as redis:
         postgres.run("CREATE DATABASE airflow")
         setup = prepare(home, datasets)
         mlflow_port = free_port()
         settings = environment(home, datasets, postgres, redis, mlflow_port) | env
         rest = AirflowRest(setup.airflow_url, USER, setup.password)
-        started = Cluster(home, datasets, folder, settings, postgres, mlflow_port, rest)
+        started = Cluster(home, datasets, folder, settings, postgres, redis, mlflow_port, rest)
         try:
             started.start_mlflow()
             migrate(started)

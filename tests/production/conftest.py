@@ -24,9 +24,9 @@ model: {filters: [8], latent: 4, epochs: 2, windows: 256}
 shards: 2
 notify: {urls_env: [NIGHT_TARGET], most: 1000}
 """
-DAYS = 15
+DAYS = 16
 LEARNED = {"from": "2026-03-02", "to": "2026-03-05"}
-LAST = "2026-03-16"
+LAST = "2026-03-17"
 
 
 class Messages(list[str]):

@@ -22,12 +22,14 @@ from pipeline.errors import NightsiftError
 from pipeline.night import days_between
 from pipeline.workspace import Workspace
 from tests.conftest import tables
+from tests.figures import record
 from tests.production.cluster import ASKED, PATIENCE, Cluster
 from tests.production.conftest import Messages
 
 pytestmark = pytest.mark.usefixtures("training")
 FIRST, SEVENTH = "2026-03-05", "2026-03-11"
-TWICE, AT_COMMIT, IN_THE_MIDDLE, AT_START, FULL = "2026-03-12", "2026-03-13", "2026-03-14", "2026-03-15", "2026-03-16"
+TWICE, AT_COMMIT, IN_THE_MIDDLE, AT_START = "2026-03-12", "2026-03-13", "2026-03-14", "2026-03-15"
+UNHEARD, FULL = "2026-03-16", "2026-03-17"
 
 
 def run_night(airflow: Cluster, day: str) -> tuple[Run, Run]:
@@ -57,14 +59,20 @@ def succeed(airflow: Cluster, *runs: Run) -> list[RunStatus]:
     return ends
 
 
-def same_tables(ws: Workspace, alone: Workspace, *days: str) -> None:
-    """Every table holds of these days what one process wrote, which told nobody anything: no row less, none twice."""
+def compared(ws: Workspace, alone: Workspace, *days: str) -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+    """What every table holds of these days, and what one process wrote, which told nobody anything."""
     mine, wanted = tables(ws), tables(alone)
     mine["partitions"] = mine["partitions"].filter(~pl.col("step").is_in(["notify", "drift"]))
     assert set(mine) == set(wanted)
-    for name, frame in wanted.items():
-        these = pl.col("day").cast(pl.String).is_in(days)
-        assert_frame_equal(mine[name].filter(these), frame.filter(these), check_exact=True)
+    these = pl.col("day").cast(pl.String).is_in(days)
+    for name in wanted:
+        yield mine[name].filter(these), wanted[name].filter(these)
+
+
+def same_tables(ws: Workspace, alone: Workspace, *days: str) -> None:
+    """Every table holds of these days what one process wrote: no row less, none twice."""
+    for mine, wanted in compared(ws, alone, *days):
+        assert_frame_equal(mine, wanted, check_exact=True)
 
 
 def told_once(messages: Messages, alone: Workspace, *days: str) -> None:
@@ -174,6 +182,54 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
     told_once(inbox, alone, AT_COMMIT, IN_THE_MIDDLE)
 
 
+def test_a_night_outlives_redis_and_a_silent_postgresql(
+    airflow: Cluster, ws: Workspace, alone: Workspace, inbox: Messages
+) -> None:
+    """Redis is away when the night begins, crashes while a task runs, and loses what is queued while another one does.
+
+    Then Airflow's database is silent. The night goes on by itself, each task at its first try: nothing is lost, and
+    nothing is told twice.
+    """
+    began, faults = time.monotonic(), 0
+    airflow.redis.stop()
+    night = start_night(airflow, UNHEARD)
+    airflow.wait_for("sending in vain, more often than Airflow's default", lambda: _sent_in_vain(airflow) > 3)
+    airflow.redis.start()
+    faults += 1
+    airflow.wait_for("the first task", lambda: "::endgroup::" in airflow.log(night, "validate"))
+    (first,) = airflow.tasks_of("default")
+    first.suspend()
+    airflow.redis.stop()
+    airflow.redis.start()  # with the message of the task, which the worker could not acknowledge
+    first.resume()
+    faults += 1
+    with pool_of(airflow, 2):  # so that the other shard's message waits in Redis for the only worker
+        airflow.wait_for("a shard", lambda: any("::endgroup::" in airflow.log(night, "score", n) for n in (0, 1)))
+        (shard,) = (task for name in airflow.workers if name != "default" for task in airflow.tasks_of(name))
+        shard.suspend()
+        airflow.wait_for("the other shard's message", lambda: airflow.redis.queued("gpu") == 1)
+    airflow.redis.lose()
+    assert airflow.redis.queued("gpu") == 0
+    faults += 1
+    with airflow.postgres.silent():
+        shard.resume()  # it ends while nobody can write that down
+        time.sleep(10)
+    faults += 1
+    (status,) = succeed(airflow, night)
+    assert {task.tries for task in status.tasks if task.state == "success"} == {1}
+    losses = sum(not mine.equals(wanted) for mine, wanted in compared(ws, alone, UNHEARD))
+    record(
+        "services-airflow",
+        "A night of a distributed Airflow: Redis away at its start, Redis crashed and Redis's messages lost in its "
+        "middle, Airflow's PostgreSQL silent. It ends by itself; a loss is a table that is not as one undisturbed "
+        "process wrote it.",
+        {"faults": faults, "nights": 1, "losses": losses},
+        time.monotonic() - began,
+    )
+    same_tables(ws, alone, UNHEARD)
+    told_once(inbox, alone, UNHEARD)
+
+
 def test_a_full_disk_is_a_sentence_and_a_rerun_mends_it(
     airflow: Cluster, ws: Workspace, alone: Workspace, inbox: Messages
 ) -> None:
@@ -199,6 +255,23 @@ def test_all_days_are_as_one_process_has_them(airflow: Cluster, ws: Workspace, a
 def _is(airflow: Cluster, run: Run, task_id: str, state: str) -> bool:
     task = airflow.task(run, task_id)
     return task is not None and task.state == state
+
+
+def _sent_in_vain(airflow: Cluster) -> int:
+    """How often the scheduler could not send a task to Redis in time, and kept it."""
+    return (airflow.logs / "scheduler.log").read_text(errors="replace").count("Celery Task Timeout Error")
+
+
+@contextlib.contextmanager
+def pool_of(airflow: Cluster, slots: int) -> Iterator[None]:
+    """Within the block so many tasks of the pool `gpu` are sent to its worker at once."""
+    pool = airflow.rest.call("GET", "/api/v2/pools/gpu")
+    body = {"pool": "gpu", "description": pool["description"], "include_deferred": False}
+    airflow.rest.call("PATCH", "/api/v2/pools/gpu", body | {"slots": slots})
+    try:
+        yield
+    finally:
+        airflow.rest.call("PATCH", "/api/v2/pools/gpu", body | {"slots": pool["slots"]})
 
 
 def first_error(airflow: Cluster, run: Run, task_id: str, map_index: int = -1) -> str:
