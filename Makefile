@@ -59,7 +59,7 @@ test: $(READY) $(TORCH)  ## Run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The tests that break nights on purpose, in their long version, and the load; what they count is the page of promises.
-CHAOS := tests/faults tests/fuzz tests/security tests/pipeline/test_determinism.py tests/pipeline/test_year.py \
+CHAOS := tests/faults tests/fuzz tests/production tests/security tests/pipeline/test_determinism.py tests/pipeline/test_year.py \
 	tests/benchmarks/test_parse.py
 chaos: $(READY)  ## Break nights on purpose, thousands of times, and write docs/guarantees.md (two hours; needs PostgreSQL)
 	@rm -rf var/chaos && mkdir -p var/chaos
