@@ -98,15 +98,27 @@ def _told(ws: Workspace, since: date, day: date, trained: str) -> tuple[str, ...
 def _scores(ws: Workspace, nights: list[date]) -> str | None:
     """A p-value says where a score lies among those of calibration: while nothing changes, all are equally frequent."""
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), nights[0], nights[-1]).filter(pl.col("day").is_in(nights))
-    for entity, start, end in confirmed(ws).iter_rows():
-        rows = rows.filter((pl.col("entity") != entity) | ~pl.col("event_time").is_between(start, end))
-    index = stability(rows, STEPS)
+    index = stability(_without(rows, _confirmed(ws, nights)), STEPS)
     if index is None or index < SHIFT:
         return None
     return (
         f"the scores of the {NIGHTS} nights up to {nights[-1]} are distributed otherwise than those of calibration: "
         f"population stability index {index:.2f}, training is due from {SHIFT} on"
     )
+
+
+def _confirmed(ws: Workspace, nights: list[date]) -> pl.DataFrame:
+    """The stretches (entity, start, end) known to be abnormal that touch the time of the nights."""
+    begin, end = ws.dataset.day_bounds(nights[0])[0], ws.dataset.day_bounds(nights[-1])[1]
+    return confirmed(ws).filter(pl.col("end") >= begin, pl.col("start") < end)
+
+
+def _without(rows: pl.LazyFrame, stretches: pl.DataFrame) -> pl.LazyFrame:
+    """`rows` but for those within the stretches of their entity."""
+    met = rows.select("entity", "event_time").join(stretches.lazy(), on="entity")
+    inside = met.filter(pl.col("event_time").is_between(pl.col("start"), pl.col("end")))
+    key = ["entity", "event_time"]
+    return rows.join(inside.select(key).unique(), on=key, how="anti")
 
 
 def scores_shift(ws: Workspace, day: date) -> float | None:

@@ -35,8 +35,8 @@ from pipeline.errors import NightsiftError
 log = logging.getLogger("nightsift.lake")
 Frames = Callable[[], Iterator[pl.DataFrame]]
 
-# Else the writer divides rows among queues, one a core, by their day. Of one day all queues but one are empty, and
-# while any is empty it takes rows without end. It looks here once, at the first write.
+# Else the writer (seen in deltalake 1.6.6) divides rows among queues, one a core, by their day. Of one day all
+# queues but one are empty, and while any is empty it takes rows without end. It looks here once, at the first write.
 os.environ.setdefault("DELTARS_MAX_CONCURRENT_WRITERS", "1")
 
 BATCH = 1 << 18  # rows that are handed over to be written at once: the row groups of a file are no larger
@@ -48,6 +48,7 @@ ENDED = timedelta(days=8)  # no run lasts as long: what was not written since is
 RETENTION = "delta.deletedFileRetentionDuration"  # of a table, in Delta's own words
 STORE = {"connect_timeout": "5s", "timeout": "60s", "retry_timeout": "60s"}  # of one request, and of all its tries
 COMMIT = "commit"  # under this key a commit's metadata tells it from all others
+OPEN = 1 << 16  # files at once; no more, as a process that starts others may try to close every number up to its limit
 LOOKED = 100  # commits back in which a writer looks for its own
 # What reading raises where a table is out of reach, or broken: Polars panics at a file that was cut off.
 UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.PanicException)
@@ -55,7 +56,7 @@ UNREADABLE = (OSError, DeltaError, pl.exceptions.PolarsError, pl.exceptions.Pani
 
 def _collided(error: Exception) -> bool:
     """Whether another writer's commit came first, so that trying again can succeed."""
-    words = str(error).lower()
+    words = "" if isinstance(error, NightsiftError) else str(error).lower()
     return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
 
 
@@ -74,6 +75,10 @@ class Lake:
         """Where `table` stands."""
         assert table in TABLES, table
         return f"{self.root.rstrip('/')}/{self.dataset}/{table}"
+
+    def staging(self, key: str = "") -> str:
+        """Where things stand that are no table's yet, under names that begin with `key`."""
+        return f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}"
 
     def exists(self, table: str) -> bool:
         """Whether anything was ever written to `table`; raises `NightsiftError` where the lake cannot be reached."""
@@ -199,7 +204,7 @@ class Lake:
 
         Raises `NightsiftError` where it cannot be written.
         """
-        target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
+        target = self.staging(f"{key}.parquet")
         try:
             if "://" in target:
                 frame.write_parquet(target)  # an object appears when its upload is complete
@@ -213,29 +218,24 @@ class Lake:
 
     def staged(self, key: str) -> pl.DataFrame | None:
         """What was staged under `key`; None where nothing was. Raises `NightsiftError` where it cannot be read."""
-        target = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
-        try:
-            return pl.read_parquet(target, glob=False)
-        except FileNotFoundError:
-            return None
-        except UNREADABLE as error:
-            raise NightsiftError(unreachable(target, error)) from error
+        target = self.staging(f"{key}.parquet")
+        return _read_staged(target, target)
 
     def hold(self, key: str) -> "Held | None":
         """What was staged under `key`, to be read later, though others unstage it meanwhile; None where nothing was.
 
-        In an object store, where nothing is unstaged, it is not looked whether it is there.
+        In an object store, where nothing is unstaged, it is not looked whether it is there. Raises `NightsiftError`
+        where it cannot be opened.
         """
-        source = f"{self.root.rstrip('/')}/{self.dataset}/_staging/{key}.parquet"
+        source = self.staging(f"{key}.parquet")
         if "://" in source:
-            return Held(source)
-        # A night has up to a thousand shards; by default a process may have about as many files open.
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+            return Held(source, source)
         try:
-            return Held(Path(source).open("rb"))
+            return Held(source, Path(source).open("rb"))
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise NightsiftError(unreachable(source, error)) from error
 
     def unstage(self, prefix: str) -> None:
         """Remove what was staged under keys that begin with the folder `prefix`, where that is a local folder.
@@ -243,7 +243,7 @@ class Lake:
         In an object store it stays for the store's own lifecycle rule: keys name their content, so it does no harm.
         """
         if "://" not in self.root:
-            shutil.rmtree(f"{self.root}/{self.dataset}/_staging/{prefix}", ignore_errors=True)
+            shutil.rmtree(self.staging(prefix), ignore_errors=True)
 
     def merge_files(self, table: str, now: datetime, *, dry_run: bool = False) -> int:
         """Merge the files of each day that nobody has written for a while into one; how many files there were to merge.
@@ -299,7 +299,7 @@ class Lake:
         """What killed processes may have left in a local lake and no table knows: staged days, and torn files."""
         folder = Path(self.root, self.dataset)
         if "://" not in self.root:
-            yield from folder.glob("_staging/*")
+            yield from Path(self.staging()).glob("*")
             yield from folder.glob("*/**/*.parquet#*")  # as Delta names a file while it is written
             yield from folder.glob("*/_delta_log/*#*")
 
@@ -315,14 +315,26 @@ class Lake:
         uri = self.uri(table)
         if "://" not in uri:
             Path(uri).mkdir(parents=True, exist_ok=True)
-        mark, tried = uuid4().hex, False
+        mark, tried, unmade = uuid4().hex, False, list[NightsiftError]()
+
+        def made_frames() -> Iterator[pl.DataFrame]:
+            try:
+                yield from frames()
+            except NightsiftError as error:
+                unmade.append(error)
+                raise
 
         def write() -> DeltaTable:
             nonlocal tried
             if tried and (made := _with_commit(uri, mark)):
                 return made
             tried = True
-            return _write(uri, frames(), predicate, partitions or ["day"], {**note, COMMIT: mark})
+            try:
+                return _write(uri, made_frames(), predicate, partitions or ["day"], {**note, COMMIT: mark})
+            except DeltaError as error:
+                if unmade:  # the library buries it in an error of its own
+                    raise unmade[0] from error
+                raise
 
         try:
             return _PATIENT.on(partial(_unanswered, uri))(_STUBBORN, write)
@@ -343,18 +355,40 @@ class Lake:
 class Held:
     """A staged frame that can be read, as often as wanted, until it is closed."""
 
+    name: str
     source: BinaryIO | str
 
     def read(self, columns: list[str]) -> pl.DataFrame:
-        """These columns of it."""
+        """These columns of it; raises `NightsiftError` where they cannot be read."""
         if not isinstance(self.source, str):
             self.source.seek(0)
-        return pl.read_parquet(self.source, columns=columns)
+        found = _read_staged(self.source, self.name, columns)
+        if found is None:
+            raise NightsiftError(f"{self.name} is gone since it was staged; run the night again")
+        return found
 
     def close(self) -> None:
         """Let go of it."""
         if not isinstance(self.source, str):
             self.source.close()
+
+
+def _read_staged(source: BinaryIO | str, name: str, columns: list[str] | None = None) -> pl.DataFrame | None:
+    """The columns (None: all) of the staged frame called `name`; None where there is none."""
+    try:
+        return pl.read_parquet(source, columns=columns, glob=False)
+    except FileNotFoundError:
+        return None
+    except UNREADABLE as error:
+        raise NightsiftError(unreachable(name, error)) from error
+
+
+def allow_open_files() -> None:
+    """Let this process have as many files open as a night of a thousand shards needs, as far as the system permits."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = OPEN if hard == resource.RLIM_INFINITY else min(hard, OPEN)
+    if resource.RLIM_INFINITY != soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _retention() -> dict[str, str]:
@@ -414,7 +448,8 @@ def _cut_commit(uri: str) -> Path | None:
     """The last commit in the log of a local table, if it is no JSON to its end; None where it is whole."""
     newest = max((Path(uri) / "_delta_log").glob("*.json"), default=None)
     try:
-        for line in newest.read_text(encoding="utf-8").splitlines() or [""] if newest else ():
+        # str.splitlines would also divide at signs that may stand in a name.
+        for line in newest.read_bytes().removesuffix(b"\n").split(b"\n") if newest else ():
             json.loads(line)
     except ValueError:
         return newest
@@ -461,7 +496,7 @@ def _write(
         )  # fmt: skip
     how: dict[str, Any] = {
         "commit_properties": CommitProperties(custom_metadata=note),
-        "writer_properties": WriterProperties(max_row_group_size=BATCH),
+        "writer_properties": WriterProperties(compression="SNAPPY", max_row_group_size=BATCH),
     }
     if predicate is None:
         write_deltalake(table, arrow, mode="append", **how)

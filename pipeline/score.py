@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.config import WARM_UP, Dataset, Window
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.labels import contents, label_rates, last_known, with_label_rates
-from pipeline.lake import Frames, Held, quote
+from pipeline.lake import Frames, Held, allow_open_files, quote
 from pipeline.sequences import (
     BLOCK,
     Grid,
@@ -71,6 +70,11 @@ class Shard:
     begin: str | None = None
     end: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raise `NightsiftError` for one of several shards that has no bounds: it would score all entities."""
+        if self.count > 1 and self.begin is None and self.end is None:
+            raise NightsiftError(f"the shards of {self.day} were planned by an earlier version; run validate again")
+
     @property
     def place(self) -> str:
         """The folder where the night's results are staged; names all that decides them."""
@@ -78,7 +82,10 @@ class Shard:
 
     @property
     def key(self) -> str:
-        """Where it is staged, last, how much the shard has come to; of other bounds nothing is taken for its result."""
+        """Where the shard's summary is staged, after all its parts.
+
+        The bounds are in the name, so that the result of a shard with other bounds is never taken for this one's.
+        """
         bounds = hashlib.blake2b(json.dumps([self.begin, self.end]).encode(), digest_size=4).hexdigest()
         return f"{self.place}/{self.index}-of-{self.count}-{bounds}"
 
@@ -278,11 +285,17 @@ def _bounds(ws: Workspace, day: date, entities: Sequence[str]) -> list[str]:
     """
     if ws.dataset.shards == 1:
         return []
-    rows = _context(ws, day).group_by("entity").len().sort("entity").collect(engine="streaming")
-    rows = rows.filter(pl.col("entity").is_in(matching(entities, rows["entity"])))
+    counts = _context(ws, day).group_by("entity").len().sort("entity").collect(engine="streaming")
+    counts = counts.filter(pl.col("entity").is_in(matching(entities, counts["entity"])))
+    return bounds_between(counts, ws.dataset.shards)
+
+
+def bounds_between(counts: pl.DataFrame, shards: int) -> list[str]:
+    """The names that divide the entities of `counts` (entity, len; in order) into at most so many shards."""
+    rows = pl.col("len").cast(pl.Int64)  # what Polars counts in would overflow at some ten million rows
     # An entity's rows are of the shard in which the middle one of them falls.
-    share = (2 * pl.col("len").cum_sum() - pl.col("len")) * ws.dataset.shards // (2 * pl.col("len").sum())
-    return rows.group_by(share.alias("share"), maintain_order=True).agg(pl.first("entity"))["entity"].to_list()[1:]
+    share = (2 * rows.cum_sum() - rows) * shards // (2 * rows.sum())
+    return counts.group_by(share.alias("share"), maintain_order=True).agg(pl.first("entity"))["entity"].to_list()[1:]
 
 
 def score_shard(ws: Workspace, shard: Shard) -> Scored:
@@ -366,16 +379,12 @@ def _reach(dataset: Dataset, day: date) -> datetime:
     return dataset.day_bounds(day)[0] - dataset.lookback
 
 
-def entity_hash(name: str) -> int:
-    """A number from 0 to 2³² - 1, the same in every process and every version."""
-    return zlib.crc32(name.encode())
-
-
 def publish(ws: Workspace, shards: list[Shard]) -> Scored:
     """Commit the staged shards of one night to `scores`, all at once.
 
     Raises `NightsiftError` where a shard is missing, unless this very night was published already.
     """
+    allow_open_files()
     with ExitStack() as opened:
         return _publish(ws, shards, [_staged(ws, shard, opened) for shard in shards])
 

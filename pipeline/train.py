@@ -7,6 +7,7 @@ never sees what it is calibrated on, and neither sees the holdout.
 import hashlib
 import logging
 import time
+import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -35,7 +36,6 @@ from pipeline.score import (
     by_member,
     cells,
     context_days,
-    entity_hash,
     event_signals,
     judge,
     lay,
@@ -258,7 +258,7 @@ def draw_entities(counts: pl.DataFrame, most: int) -> pl.DataFrame:
     By a hash of their names, so that the same ones are drawn whenever and wherever it is done.
     """
     by_hash = counts.with_columns(
-        hash=pl.Series([entity_hash(name) for name in counts["entity"]], dtype=pl.Int64)
+        hash=pl.Series([zlib.crc32(name.encode()) for name in counts["entity"]], dtype=pl.Int64)
     ).sort("hash", "entity")
     return by_hash.filter((pl.col("len").cum_sum() <= most) | (pl.int_range(pl.len()) == 0)).drop("hash")
 

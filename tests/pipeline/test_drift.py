@@ -1,6 +1,6 @@
 """What speaks for training: scores, features and verdicts, told once, from the tables alone."""
 
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,17 +123,33 @@ def test_confirmed_stretches_say_nothing_about_drift(make_workspace, registry):
         ill = low.with_columns(p_value=pl.when(pl.col("entity") == "m1").then(1e-6).otherwise("p_value"))
         ws.lake.replace("scores", FIRST + timedelta(days=n), ill)
     assert list(find_drift(ws, day).reasons) == ["scores"]
+    for name, entity, days in (("earlier", "m1", -2), ("other", "m2", NIGHTS), ("part", "m1", 3)):
+        incident(ws, name, entity, START + timedelta(days=days))
+        record(ws, name, "confirmed", "", "ann")
+    assert list(find_drift(ws, day).reasons) == ["scores"]
     incident(ws, "i1", "m1")
     record(ws, "i1", "confirmed", "", "ann")
     assert find_drift(ws, day).reasons == {}
 
 
-def incident(ws: Workspace, name: str, entity: str) -> None:
+def test_many_confirmed_stretches_make_no_deep_query(make_workspace, registry, monkeypatch):
+    """However many there are, the scores are read by a query of the same size."""
+    ws, plans = make_workspace(), list[str]()
+    day = nights(ws)
+    known = pl.DataFrame({"entity": ["m1"] * 5, "start": [START] * 5, "end": [START + timedelta(days=1)] * 5})
+    monkeypatch.setattr("pipeline.drift.stability", lambda rows, least: plans.append(rows.explain()))
+    for count in (1, 5):
+        monkeypatch.setattr("pipeline.drift.confirmed", lambda ws, count=count: known.head(count))
+        find_drift(ws, day)
+    assert len(plans[0].splitlines()) == len(plans[1].splitlines())
+
+
+def incident(ws: Workspace, name: str, entity: str, end: datetime = START + timedelta(days=NIGHTS)) -> None:
     facts = {
         "incident_id": name,
         "entity": entity,
-        "start": START,
-        "end": START + timedelta(days=NIGHTS),
+        "start": min(START, end),
+        "end": end,
         "kind": "anomaly",
     }
     known = pl.DataFrame(schema={name: kind for name, kind in incidents_schema().items() if name != "day"})

@@ -1,15 +1,20 @@
 """A day of a table is replaced as a whole, by one writer at a time, and what readers see is never half of it."""
 
+import errno
+import re
+import resource
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
+from deltalake.exceptions import DeltaError
 
 from pipeline.errors import NightsiftError
-from pipeline.lake import Lake, quote
+from pipeline.lake import Lake, allow_open_files, quote
 
 DAY, OTHER = date(2026, 1, 5), date(2026, 1, 6)
 SCHEMA = {"entity": pl.String, "value": pl.Float64}
@@ -49,6 +54,28 @@ def test_a_day_is_replaced_by_frames_that_come_one_by_one(lake):
     with pytest.raises(NightsiftError, match="the second cannot be made"):
         lake.replace("clean", DAY, broken)
     assert values(lake, DAY, DAY) == [1, 2, 3]
+
+
+def test_frames_that_cannot_be_made_are_not_asked_for_again(lake, monkeypatch):
+    """Their own sentence is told, also where an object store that broke off would be asked again."""
+    asked = []
+
+    def broken():
+        asked.append(1)
+        yield frame(4)
+        raise NightsiftError("a file already exists: move it away")
+
+    monkeypatch.setattr("pipeline.lake._unanswered", lambda uri, error: type(error) is DeltaError)
+    with pytest.raises(NightsiftError, match=r"^a file already exists: move it away$"):
+        lake.replace("clean", DAY, broken)
+    assert len(asked) == 1
+
+
+def test_what_is_written_is_compressed(lake):
+    """With Snappy, as Delta does by default."""
+    lake.replace("clean", DAY, frame(1, 2))
+    (file,) = Path(lake.uri("clean")).rglob("*.parquet")
+    assert pq.read_metadata(file).row_group(0).column(0).compression == "SNAPPY"
 
 
 def test_replace_touches_its_own_day_only_and_is_one_commit(lake):
@@ -121,6 +148,52 @@ def test_what_is_held_stays_when_it_is_unstaged(lake):
     assert lake.hold("night/0") is None
 
 
+def test_what_is_staged_and_broken_is_a_sentence(lake):
+    """Whether it is read at once or held; and a name is no pattern."""
+    lake.stage("night/[0]", frame(1))
+    held = lake.hold("night/[0]")
+    assert held.read(["value"]).equals(frame(1).select("value"))
+    target = Path(lake.staging("night/[0].parquet"))
+    target.write_bytes(target.read_bytes()[:-9])
+    told = rf"^{re.escape(str(target))} cannot be reached: "
+    with pytest.raises(NightsiftError, match=told):
+        lake.staged("night/[0]")
+    with pytest.raises(NightsiftError, match=told):
+        held.read(["value"])
+    held.close()
+
+
+def test_files_that_cannot_be_opened_are_a_sentence(lake, monkeypatch):
+    """As when too many are open."""
+    lake.stage("night/0", frame(1))
+
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(NightsiftError, match=r"night/0.parquet cannot be reached: .*Too many open files"):
+        lake.hold("night/0")
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1024, 10**9), (1 << 16, 10**9)),
+        ((1024, 4096), (4096, 4096)),
+        ((1024, resource.RLIM_INFINITY), (1 << 16, resource.RLIM_INFINITY)),
+        ((10**6, 10**9), None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), None),
+    ],
+)
+def test_the_limit_of_open_files_is_raised_within_reason(monkeypatch, before, after):
+    """Never lowered, and never to what a process that closes all numbers up to it would count for hours."""
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: before)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limits.append(pair))
+    allow_open_files()
+    assert limits == ([] if after is None else [after])
+
+
 def test_what_cannot_be_staged_is_a_sentence_and_leaves_nothing(lake, monkeypatch):
     """A disk that is full while a shard is written: the message names the file, and no part of it takes up room."""
     target = f"{lake.root}/demo/_staging/night/0.parquet"
@@ -162,6 +235,14 @@ def test_a_commit_that_is_cut_off_is_named_with_the_way_back(lake, size):
     if size:
         with pytest.raises(NightsiftError, match=told):
             lake.scan("clean", SCHEMA)
+
+
+def test_a_name_with_a_rare_line_break_is_no_cut_commit(lake):
+    """JSON leaves these three as they are, and they stand in the statistics of the commit."""
+    lake.replace("clean", DAY, frame(1).with_columns(entity=pl.lit("a\u0085b\u2028c\u2029d")))
+    commit = Path(lake.uri("clean")) / "_delta_log" / f"{lake.version('clean'):020}.json"
+    assert "a\u0085b\u2028c\u2029d" in commit.read_text(encoding="utf-8")
+    lake.require_whole(DAY, DAY)
 
 
 def test_a_data_file_that_is_cut_off_or_gone_is_named_where_its_day_is_read(lake):

@@ -11,9 +11,20 @@ import polars as pl
 import pytest
 
 from pipeline import tracking
+from pipeline.errors import NightsiftError
 from pipeline.ingest import ingest
 from pipeline.night import why_missing
-from pipeline.score import Scored, Shard, config_digest, night_digest, plan_shards, publish, scan_clean, stale_days
+from pipeline.score import (
+    Scored,
+    Shard,
+    bounds_between,
+    config_digest,
+    night_digest,
+    plan_shards,
+    publish,
+    scan_clean,
+    stale_days,
+)
 from pipeline.state import State, day_states, write_state
 from pipeline.tables import clean_schema, drifts_schema, scores_schema
 from pipeline.validate import validate
@@ -42,6 +53,12 @@ def publish_by(ws: Workspace, detector: str) -> None:
     publish(ws, [shard])
 
 
+def halves(ws: Workspace) -> list[Shard]:
+    """Two shards of the first day."""
+    first = Shard(str(FIRST), 0, 2, "1-abc", night_digest(ws, FIRST), end="m2")
+    return [first, replace(first, index=1, begin="m2", end=None)]
+
+
 def stage(ws: Workspace, shard: Shard) -> None:
     """Stage one step of the first day as what `shard` has scored."""
     row = {"entity": "m0", "event_time": START, "score": 1.0, "is_anomaly": False, "detector_version": shard.detector}
@@ -59,7 +76,7 @@ def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
     ws = make_workspace()
     deliver(ws, sensor_day(0), "day-0")
     ingest(ws)
-    shards = [Shard(str(FIRST), n, 2, "1-abc", night_digest(ws, FIRST)) for n in (0, 1)]
+    shards = halves(ws)
     for shard in shards:
         stage(ws, shard)
     first = publish(ws, shards)
@@ -75,7 +92,7 @@ def test_a_night_that_another_run_has_published_meanwhile_is_published_once_more
     ws = make_workspace()
     deliver(ws, sensor_day(0), "day-0")
     ingest(ws)
-    shards = [Shard(str(FIRST), n, 2, "1-abc", night_digest(ws, FIRST)) for n in (0, 1)]
+    shards = halves(ws)
     for shard in shards:
         stage(ws, shard)
 
@@ -124,6 +141,22 @@ def test_there_are_no_more_shards_than_entities(
     fill(ws, {"m1": 3, "m2": 3, "n1": 100})
     assert 1 < len(plan_shards(ws, FIRST)) <= 3
     assert [shard.begin for shard in plan_shards(ws, FIRST, entities=["m*"])] == [None, "m2"]
+
+
+def test_shards_of_a_very_large_night_have_about_as_many_rows_each() -> None:
+    """Of 96 million rows, counted in what Polars counts in."""
+    counts = pl.DataFrame(
+        {"entity": [f"{n:05}" for n in range(10_000)], "len": [9600] * 10_000}, schema_overrides={"len": pl.UInt32}
+    )
+    assert bounds_between(counts, 100) == [f"{n:05}" for n in range(100, 10_000, 100)]
+
+
+def test_shards_that_an_earlier_version_planned_are_refused() -> None:
+    """They name no bounds: each would score, and publish, all entities."""
+    planned = {"day": str(FIRST), "index": 1, "count": 2, "detector": "1-abc", "inputs": "digest"}
+    with pytest.raises(NightsiftError, match=r"2026-01-05 were planned by an earlier version; run validate again$"):
+        Shard(**planned)
+    assert Shard(**planned | {"index": 0, "count": 1}).begin is None
 
 
 def fill(ws: Workspace, rows: dict[str, int]) -> None:
