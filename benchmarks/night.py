@@ -95,7 +95,7 @@ def ingest(ws: Workspace, _: date) -> int:
 
 def validate(ws: Workspace, night: date) -> int:
     """Judge every day; the rows."""
-    from pipeline.night import days_between
+    from pipeline.config import days_between
     from pipeline.validate import validate as run
 
     return sum(run(ws, day).rows_in for day in days_between(FIRST, night))

@@ -159,8 +159,8 @@ def _peaks(scores: pl.LazyFrame, stretches: pl.DataFrame) -> list[tuple[str, flo
     """The highest score in the `stretches` of each entity, by name."""
     rows = scores.select("entity", "event_time", "score").join(stretches.lazy(), on="entity")
     inside = rows.filter(pl.col("event_time").is_between(pl.col("start"), pl.col("end")))
-    found = inside.group_by("entity").agg(pl.col("score").max()).drop_nulls().sort("entity").collect()
-    return list(found.iter_rows())
+    found = inside.group_by("entity").agg(pl.col("score").max()).drop_nulls().sort("entity")
+    return list(found.collect(engine="streaming").iter_rows())
 
 
 def _largest_change(before: Mapping[str, float], after: Mapping[str, float]) -> float:

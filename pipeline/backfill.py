@@ -110,7 +110,7 @@ def refuse_entities(ws: "Workspace", asked: Backfill, most_rows: int | None = No
     if not asked.entities or (most_rows is not None and not 0 < landed <= most_rows):
         return
     rows = ws.lake.scan("landing", landing_schema(ws.dataset), asked.first, asked.last)
-    names = rows.select(pl.col("entity").drop_nulls().unique()).collect()["entity"]
+    names = rows.select("entity").drop_nulls().unique().collect(engine="streaming")["entity"]
     for pattern in asked.entities:
         if not matching([pattern], names):
             raise ConfigError(
@@ -179,7 +179,8 @@ def foreign(ws: "Workspace", asked: Backfill, label: str) -> dict[date, str]:
 
     keys = ["day", "detector_version", *(["entity"] if asked.entities else [])]
     rows = ws.lake.scan("scores", scores_schema(ws.dataset), asked.first, asked.last).select(keys).unique()
-    others = rows.filter(~pl.col("detector_version").is_in(list(accepted(ws, asked, label)))).sort(keys).collect()
+    foreign_rows = rows.filter(~pl.col("detector_version").is_in(list(accepted(ws, asked, label)))).sort(keys)
+    others = foreign_rows.collect(engine="streaming")
     if asked.entities:
         others = others.filter(pl.col("entity").is_in(matching(asked.entities, others["entity"])))
     return {day: f"scores of detector {other} stand there" for day, other, *_ in others.iter_rows()}

@@ -728,6 +728,11 @@ class Home:
         return self.root / "data_docs"
 
 
+def days_between(first: date, last: date) -> list[date]:
+    """The days from `first` to `last`, both included."""
+    return [first + timedelta(days=n) for n in range((last - first).days + 1)]
+
+
 def datasets_dir(folder: str | Path | None = None) -> Path:
     """The folder of dataset YAMLs: `folder`, else NIGHTSIFT_DATASETS, else `datasets`; absolute."""
     return Path(folder or os.environ.get("NIGHTSIFT_DATASETS") or "datasets").absolute()

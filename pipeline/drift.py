@@ -118,7 +118,9 @@ def _without(rows: pl.LazyFrame, stretches: pl.DataFrame) -> pl.LazyFrame:
     met = rows.select("entity", "event_time").join(stretches.lazy(), on="entity")
     inside = met.filter(pl.col("event_time").is_between(pl.col("start"), pl.col("end")))
     key = ["entity", "event_time"]
-    return rows.join(inside.select(key).unique(), on=key, how="anti")
+    # Taken first: as one query all rows would be held in memory for its two branches.
+    known = inside.select(key).unique().collect(engine="streaming")
+    return rows.join(known.lazy(), on=key, how="anti")
 
 
 def scores_shift(ws: Workspace, day: date) -> float | None:

@@ -6,14 +6,13 @@ comes on time, late or twice, and in which order files come, `landing` ends up t
 
 import hashlib
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
 import polars as pl
 
-from pipeline.config import Dataset
-from pipeline.errors import GateRefusedError
+from pipeline.config import Dataset, days_between
+from pipeline.errors import ConfigError, GateRefusedError
 from pipeline.labels import land_labels
 from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql, require_landed
@@ -21,6 +20,8 @@ from pipeline.tables import MOMENT, landing_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.ingest")
+
+SLICE = 100_000  # rows that are written as text at once, for their digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def ingest(ws: Workspace, first: date | None = None, last: date | None = None) -
 def land(ws: Workspace, first: date | None = None, last: date | None = None) -> Ingested:
     """Land every source file that is new or changed; for a table or a query, the days from `first` to `last`.
 
-    Files that cannot be read keep neither the others out nor any labels.
+    Files that cannot be read keep neither the others out nor any labels. Raises as `land_labels` where a file of
+    labels cannot be used; the error then names the refused files of events too.
     """
     source = ws.dataset.source
     if source.sql is not None or source.guess_format() == "delta":
@@ -60,7 +62,12 @@ def land(ws: Workspace, first: date | None = None, last: date | None = None) -> 
         events = _land_slices(ws, first, last)
     else:
         events = _land_files(ws)
-    labels = land_labels(ws, {date.fromisoformat(day) for day in events.days})
+    try:
+        labels = land_labels(ws, {date.fromisoformat(day) for day in events.days})
+    except (ConfigError, GateRefusedError) as error:
+        if not events.refused:
+            raise
+        raise GateRefusedError("\n".join([*events.refused, str(error)])) from error
     return replace(events, labels=labels.rows, labels_unknown=labels.unknown)
 
 
@@ -112,30 +119,34 @@ def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataF
 def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
     """Land a table's or query's rows, a day at a time; a day whose rows did not change is left alone."""
     source = "delta" if ws.dataset.source.sql is None else "sql"
-    read = read_delta(ws.dataset, ws.home, first, last) if source == "delta" else read_sql(ws.dataset, first, last)
     before = ws.lake.landed()
     known = _digests(before)
-    frame = place_in_days(read, ws.dataset, source)
-    landed, days = dict[SourceFile, int](), set[date]()
-    for day, part in _by_day(frame):
-        slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(part), size=len(part))
-        if known.get(slice_.name) == slice_.digest:
+    landed, days, unchanged, refused = dict[SourceFile, int](), set[date](), 0, []
+    for day in days_between(first, last):
+        read = read_delta(ws.dataset, ws.home, day, day) if source == "delta" else read_sql(ws.dataset, day, day)
+        if read.is_empty():
             continue
-        landed[slice_], days = len(part), days | _land(ws, part, slice_, before)
+        try:
+            frame = place_in_days(read, ws.dataset, f"{source}-{day}")
+        except GateRefusedError as error:
+            refused.append(str(error))
+            continue
+        slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(frame), size=len(frame))
+        if known.get(slice_.name) == slice_.digest:
+            unchanged += 1
+            continue
+        landed[slice_], days = len(frame), days | _land(ws, frame, slice_, before)
     require_landed(ws.lake, ws.dataset, landed)
-    known_days = frame["day"].n_unique() - len(landed)
-    return Ingested(len(landed), known_days, sum(landed.values()), [str(day) for day in sorted(days)])
-
-
-def _by_day(frame: pl.DataFrame) -> Iterator[tuple[date, pl.DataFrame]]:
-    for (day,), part in frame.sort("day").group_by("day", maintain_order=True):
-        assert isinstance(day, date)
-        yield day, part
+    rows = sum(landed.values())
+    return Ingested(len(landed), unchanged, rows, [str(day) for day in sorted(days)], refused=refused)
 
 
 def _content_digest(frame: pl.DataFrame) -> str:
     """32 hex digits of what the rows say."""
-    return hashlib.blake2b(frame.write_ndjson().encode(), digest_size=16).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    for part in frame.iter_slices(SLICE):
+        digest.update(part.write_ndjson().encode())
+    return digest.hexdigest()
 
 
 def newest_event(ws: Workspace, day: date) -> datetime | None:

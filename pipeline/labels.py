@@ -75,8 +75,8 @@ def _concerned(ws: Workspace, touched: set[date]) -> list[str]:
         waiting = ws.lake.scan("labels", labels_schema()).filter(pl.col("day").is_null())
         recent = pl.col("day").is_in(sorted(touched)) | (pl.col("day") >= latest - ws.dataset.label_reach)
         events = _events(ws, "landing").filter(recent)
-        ready = waiting.join(events, on="event_id", how="semi").select(pl.col("source").unique()).collect()
-        found += ready["source"].to_list()
+        ready = waiting.join(events, on="event_id", how="semi").select("source").unique()
+        found += ready.collect(engine="streaming")["source"].to_list()
     return found
 
 
@@ -135,7 +135,8 @@ def read_label_file(dataset: Dataset, file: SourceFile) -> pl.DataFrame:
 def _with_days(ws: Workspace, labels: pl.DataFrame) -> pl.DataFrame:
     """`labels` with the day of each event, null where no event of that id has landed."""
     events = _events(ws, "landing").select("event_id", "day").unique()
-    return labels.join(events.join(labels.lazy(), on="event_id", how="semi").collect(), on="event_id", how="left")
+    known = events.join(labels.lazy(), on="event_id", how="semi").collect(engine="streaming")
+    return labels.join(known, on="event_id", how="left")
 
 
 def _placed(labels: pl.DataFrame, file: SourceFile) -> pl.DataFrame:
@@ -209,7 +210,7 @@ def _steps(events: pl.LazyFrame, labels: pl.DataFrame, feature: SequenceFeature,
     moves = pl.concat([known, ceased]).group_by("category", "day").agg(numbers.sum()).sort("category", "day")
     totals = moves.with_columns(numbers.cum_sum().over("category"))
     rate = pl.col("anomalous") / (pl.col("labelled") + DOUBT)
-    return totals.select("category", "day", rate.alias("rate")).sort("day", "category").collect()
+    return totals.select("category", "day", rate.alias("rate")).sort("day", "category").collect(engine="streaming")
 
 
 def category_of(feature: SequenceFeature, dataset: Dataset) -> pl.Expr:

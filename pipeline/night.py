@@ -13,6 +13,7 @@ import polars as pl
 
 from pipeline import metrics, tracking
 from pipeline.calendar import read_calendar
+from pipeline.config import days_between
 from pipeline.drift import scores_shift
 from pipeline.errors import NightsiftError
 from pipeline.incidents import Found, entity_days, find_incidents, incidents_digest, renew_incidents
@@ -340,11 +341,6 @@ def freshness(ws: Workspace, day: date) -> float:
     """Seconds from the newest event of the day that has come to the day's end; a whole day where none has."""
     start, end = ws.dataset.day_bounds(day)
     return (end - (newest_event(ws, day) or start)).total_seconds()
-
-
-def days_between(first: date, last: date) -> Iterator[date]:
-    """The days from `first` to `last`, both included."""
-    return (first + timedelta(days=n) for n in range((last - first).days + 1))
 
 
 def missing_days(ws: Workspace, first: date, last: date) -> dict[date, str]:

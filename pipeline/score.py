@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from pipeline.config import WARM_UP, Dataset, Window
+from pipeline.config import WARM_UP, Dataset, Window, days_between
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.labels import contents, label_rates, last_known, with_label_rates
 from pipeline.lake import Frames, Held, allow_open_files, quote
@@ -153,7 +153,7 @@ def context_days(dataset: Dataset, day: date) -> list[date]:
     """The days whose `clean` rows a night reads: its own, last, and those before it that give context."""
     reach = dataset.day_bounds(day)[0] - max(dataset.lookback, SILENCE)
     first = dataset.day_of(reach) - dataset.label_reach
-    return [first + timedelta(days=n) for n in range((day - first).days + 1)]
+    return days_between(first, day)
 
 
 def night_digest(ws: Workspace, day: date) -> str:
@@ -193,7 +193,7 @@ def stale_days(ws: Workspace, first: date, last: date | None = None) -> list[dat
     alone: those before are left to a backfill.
     """
     last = last or first
-    tonight = {first + timedelta(days=n) for n in range((last - first).days + 1)}
+    tonight = set(days_between(first, last))
     landed, known = ws.lake.landed(), states(ws)
     done, refused = _inputs(known, "score"), _inputs(known, REFUSED)
     begun = min(done, default=first)

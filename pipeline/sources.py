@@ -21,14 +21,13 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 import pyarrow.fs
-from deltalake.exceptions import DeltaError
 
 from pipeline.allowed import require_path
 from pipeline.canonical import Rows, canonical, one_line, require_columns, source_columns
 from pipeline.config import Dataset, Home
 from pipeline.database import Stretch, connect
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
-from pipeline.lake import Lake, open_table
+from pipeline.lake import UNREADABLE, Lake, open_table
 from pipeline.parsing import parse
 from pipeline.tables import landing_schema
 
@@ -207,7 +206,7 @@ def _reachable(where: str) -> Iterator[None]:
         raise
     except UnicodeDecodeError as error:
         raise NightsiftError(f"cannot read {where}: a file there has a name that is not UTF-8; rename it") from error
-    except (OSError, DeltaError) as error:
+    except UNREADABLE as error:
         raise NightsiftError(f"cannot read {where}: {one_line(error)}") from error
 
 
@@ -222,7 +221,7 @@ def _filesystem(scheme: str) -> pyarrow.fs.FileSystem:
         return pyarrow.fs.LocalFileSystem()
     if scheme == "s3":
         region = env("AWS_REGION") or env("AWS_DEFAULT_REGION")
-        tries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=int(env("AWS_MAX_ATTEMPTS") or MOST_TRIES))
+        tries = pyarrow.fs.AwsStandardS3RetryStrategy(max_attempts=_most_tries(env("AWS_MAX_ATTEMPTS")))
         return pyarrow.fs.S3FileSystem(
             region=region, endpoint_override=env("AWS_ENDPOINT_URL"), retry_strategy=tries,
             connect_timeout=5, request_timeout=SILENT,
@@ -235,6 +234,15 @@ def _filesystem(scheme: str) -> pyarrow.fs.FileSystem:
             raise ConfigError("a source at az:// needs the environment variable AZURE_STORAGE_ACCOUNT_NAME")
         return pyarrow.fs.AzureFileSystem(account_name=account, account_key=key)
     raise ConfigError(f"a source cannot be at {scheme}://; use a local path, s3://, gs:// or az://")
+
+
+def _most_tries(text: str | None) -> int:
+    """What `AWS_MAX_ATTEMPTS` asks for; raises `ConfigError` where it is no number from 1 on."""
+    if not text:
+        return MOST_TRIES
+    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
+        raise ConfigError(f"the environment variable AWS_MAX_ATTEMPTS must be a number from 1 on, not {text!r}")
+    return int(text)
 
 
 def _split_glob(path: str) -> tuple[str, str]:

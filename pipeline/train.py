@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline import figures, logbook, tracking
 from pipeline.calendar import planned_stretches
-from pipeline.config import Dataset
+from pipeline.config import Dataset, days_between
 from pipeline.errors import GateRefusedError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
@@ -214,8 +214,7 @@ def snapshot(ws: Workspace, start: datetime, end: datetime, say: Progress) -> pl
     last = ws.dataset.day_of(end - timedelta(microseconds=1))
     ingested = ingest(ws, first, last)
     say(f"{ingested.files} new source files, {ingested.rows:,} rows")
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    for day in counted("days", days):
+    for day in counted("days", days_between(first, last)):
         try:
             validate(ws, day)
         except GateRefusedError as error:

@@ -1,5 +1,6 @@
 """Every source row lands once, whatever the order, repetition and lateness of files."""
 
+import hashlib
 import itertools
 from datetime import UTC, date, datetime
 
@@ -7,9 +8,9 @@ import polars as pl
 import pytest
 
 from pipeline.errors import GateRefusedError, NightsiftError
-from pipeline.ingest import ingest, land, place_in_days
+from pipeline.ingest import _content_digest, ingest, land, place_in_days
 from pipeline.lake import Lake
-from pipeline.sources import list_files, read_file
+from pipeline.sources import list_files, read_delta, read_file
 from pipeline.validate import validate
 from tests.conftest import SENSOR, deliver, sensor_day, tables
 
@@ -63,6 +64,34 @@ def test_good_files_land_even_when_one_is_broken(make_workspace):
     assert len(tables(ws, "landing")["landing"]) == 576
     (why,) = land(ws).refused
     assert "b.parquet" in why
+
+
+def test_a_table_is_read_a_day_at_a_time(make_workspace, monkeypatch):
+    """So that a stretch as long as a year fits into memory; a day that did not change is left alone."""
+    ws, asked = make_workspace(SENSOR.replace('/*.parquet"', '/table", format: delta')), []
+    table = ws.home.root / "source" / "table"
+    pl.concat([sensor_day(n) for n in range(3)]).write_delta(table)
+
+    def reading(dataset, home, first, last):
+        asked.append((first, last))
+        return read_delta(dataset, home, first, last)
+
+    monkeypatch.setattr("pipeline.ingest.read_delta", reading)
+    days = [date(2026, 1, n) for n in (4, 5, 6, 7)]
+    first = ingest(ws, days[0], days[-1])
+    assert (first.files, first.known, first.rows) == (3, 0, 3 * 576)
+    assert asked == [(day, day) for day in days]
+    sensor_day(1).head(10).write_delta(table, mode="append")
+    again = ingest(ws, days[0], days[-1])
+    assert (again.files, again.known, again.rows, again.days) == (1, 2, 586, ["2026-01-06"])
+
+
+def test_a_digest_does_not_depend_on_how_much_is_written_at_once(make_workspace, monkeypatch):
+    """It is that of all rows as one text, as the lake has it of tables that landed before."""
+    frame = sensor_day(0)
+    whole = hashlib.blake2b(frame.write_ndjson().encode(), digest_size=16).hexdigest()
+    monkeypatch.setattr("pipeline.ingest.SLICE", 100)
+    assert _content_digest(frame) == whole
 
 
 def test_rows_in_the_future_land_with_a_problem_on_the_last_good_day(make_workspace):

@@ -91,6 +91,16 @@ def test_a_bad_file_of_events_keeps_no_label_out(make_workspace):
     assert len(read_labels(ws)) == 72
 
 
+def test_bad_files_of_events_and_of_labels_are_told_together(make_workspace):
+    """The sentence on the one does not hide that on the other."""
+    ws = make_workspace(yaml())
+    deliver(ws, card_day(0), "day-0")
+    deliver(ws, card_day(1).drop("amount"), "bad-events")
+    bring(ws, of(0).with_columns(fraud=pl.lit("maybe")), "bad-labels")
+    with pytest.raises(GateRefusedError, match=r"bad-events\.parquet(.|\n)*bad-labels\.parquet"):
+        ingest(ws)
+
+
 def test_a_label_that_waits_is_placed_though_its_event_has_landed_before(make_workspace, monkeypatch):
     """As after an ingest that ended between events and labels."""
     ws = make_workspace(yaml())

@@ -110,6 +110,16 @@ def test_azure_needs_its_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         names(tmp_path, "az://box/x.csv")
 
 
+@pytest.mark.parametrize("attempts", ["many", "0", "-1", "2.5"])
+def test_a_number_of_attempts_that_is_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attempts: str
+) -> None:
+    """The message names the variable and what it must be."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", attempts)
+    with pytest.raises(ConfigError, match=f"AWS_MAX_ATTEMPTS must be a number from 1 on, not '{attempts}'"):
+        names(tmp_path, "s3://bucket/in/*.csv")
+
+
 def test_a_store_that_does_not_answer_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store's error comes with the address, without a traceback."""
     for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION"):
@@ -230,6 +240,16 @@ def test_a_delta_tables_days_are_days_of_the_datasets_zone(tmp_path: Path) -> No
     table.write_delta(tmp_path / "t")
     ds = dataset(tmp_path, "t", source={"path": "../t", "format": "delta"}, zone="Asia/Tokyo")
     assert read_delta(ds, Home(tmp_path), date(2024, 5, 2), date(2024, 5, 2))["flow"].to_list() == [1, 2]
+
+
+def test_a_broken_delta_table_is_a_sentence(tmp_path: Path) -> None:
+    """One whose data file is cut off."""
+    pl.DataFrame({"pump": "a", "time": [at(1)], "flow": [1.0]}).write_delta(tmp_path / "t")
+    (file,) = (tmp_path / "t").glob("*.parquet")
+    file.write_bytes(file.read_bytes()[:-9])
+    ds = dataset(tmp_path, "t", source={"path": "../t", "format": "delta"})
+    with pytest.raises(NightsiftError, match=rf"^cannot read {tmp_path}/t: "):
+        read_delta(ds, Home(tmp_path), date(2024, 5, 1), date(2024, 5, 1))
 
 
 def test_a_missing_delta_table_or_column_is_refused(tmp_path: Path) -> None:

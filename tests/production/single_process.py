@@ -10,7 +10,8 @@ from pathlib import Path
 def main() -> None:
     """Train from the first day up to the second, then run the nights from there to the last one, in order."""
     del os.environ["MLFLOW_TRACKING_URI"]  # a SQLite file in the home
-    from pipeline.night import days_between, run_night
+    from pipeline.config import days_between
+    from pipeline.night import run_night
     from pipeline.train import train
     from pipeline.workspace import open_workspace
 

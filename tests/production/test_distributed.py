@@ -18,8 +18,8 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from pipeline.airflow_rest import Run, RunStatus, Task
+from pipeline.config import days_between
 from pipeline.errors import NightsiftError
-from pipeline.night import days_between
 from pipeline.workspace import Workspace
 from tests.conftest import tables
 from tests.figures import record
