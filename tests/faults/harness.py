@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,11 @@ def tell(what: str) -> None:
 def _work(work: Callable[..., Any], arguments: Sequence[Any], sender: Connection, output: Connection) -> None:
     _SENDERS.append(sender)
     with output:
-        os.dup2(output.fileno(), 1)
-        os.dup2(output.fileno(), 2)
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(output.fileno(), number)
+            # The stream of old may believe that it writes to a file, in which it could seek.
+            stream = open(number, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
     for name in ("NIGHTSIFT_HOME", "NIGHTSIFT_DATASETS", "NIGHTSIFT_LAKE", "MLFLOW_TRACKING_URI"):
         os.environ.pop(name, None)
     sender.send(("value", work(*arguments)))
