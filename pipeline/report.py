@@ -95,7 +95,7 @@ class ReportFacts:
     """All that a report says.
 
     incidents: the incidents of the day
-    around: rows of the charted incidents' entities, before and through the day, sorted by entity and event time:
+    around: rows of the charted incidents' entities, a sensor's near incidents, sorted by entity and event time:
         entity, event_time, score, is_anomaly, and per channel observed_<channel> and expected_<channel> in its own unit
     quarantine: reason, rows, examples (list of what stood in the row), the most frequent reason first
     background: the nights before of the incidents' entities, what analysts have said, and the incidents' raw rows
@@ -622,7 +622,7 @@ def _counts(ws: Workspace, day: date, validated: Mapping[str, Any]) -> Counts:
 
 
 def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
-    """`ReportFacts.around`: the steps of the charted incidents' entities, from far enough before the day."""
+    """`ReportFacts.around`: the steps of the charted incidents' entities, as far around them as pictures reach."""
     dataset = ws.dataset
     charted = words.ranked(incidents.filter(pl.col("kind") != "silent")).head(MOST_CARDS)
     mine = pl.col("entity").is_in(charted["entity"].unique().sort().implode())
@@ -630,12 +630,32 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
     since = max(min([begin, *charted["start"]]), begin - timedelta(days=1)) - reach(dataset)
     first = dataset.day_of(since)
     mine &= pl.col("event_time") >= since
-    clean = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine).collect(engine="streaming")
+    steps = ws.lake.scan("clean", clean_schema(dataset), first, day).filter(mine)
     wanted = [*key_schema(dataset), "score", "is_anomaly", *(f"expected_{c}" for c in dataset.channels)]
     rows = ws.lake.scan("scores", scores_schema(dataset), first, day).filter(mine).select(wanted)
-    scores = rows.collect(engine="streaming")
+    if dataset.cadence is not None:  # else the features of what is drawn come from all that was before it
+        steps, rows = _near(steps, incidents, dataset), _near(rows, incidents, dataset)
+    clean, scores = steps.collect(engine="streaming"), rows.collect(engine="streaming")
     clean = with_label_rates(clean, label_rates(ws, first, day), dataset)
     return join_scores(clean, scores, dataset)
+
+
+def _near(rows: pl.LazyFrame, incidents: pl.DataFrame, dataset: Dataset) -> pl.LazyFrame:
+    """Those of a sensor's rows that are among the `surroundings` of an incident of their entity, each once."""
+    margin = _margin(pl.col("end") - pl.col("start"), dataset)
+    drawn = incidents.lazy().select(
+        "entity", (pl.col("start") - margin).alias("from"), (pl.col("end") + margin).alias("to")
+    )
+    near = rows.join(drawn, on="entity").filter(pl.col("event_time").is_between("from", "to")).drop("from", "to")
+    return near.unique(["entity", "event_time"])
+
+
+def _margin(lasted: pl.Expr, dataset: Dataset) -> pl.Expr:
+    """How long before and after a sensor's incident, which `lasted` so long, is drawn."""
+    assert dataset.cadence is not None
+    return pl.max_horizontal(
+        pl.lit(dataset.cadence * CONTEXT_READINGS), pl.min_horizontal(lasted, pl.lit(CONTEXT_TIME))
+    )
 
 
 def join_scores(clean: pl.DataFrame, scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:

@@ -351,9 +351,15 @@ def test_a_busy_night_stays_small(tmp_path: Path) -> None:
     assert severities == sorted(severities, reverse=True)
 
 
-def test_context_comes_from_clean_where_a_day_was_never_scored(night: Workspace) -> None:
+def test_context_comes_from_clean_where_a_day_was_never_scored(tmp_path: Path) -> None:
     """The day before was not scored: its readings are in the chart's rows, without expectation or score."""
-    rows = read_facts(night, DAY).around
+    ws = workspace(tmp_path, pumps())
+    fill(
+        ws,
+        readings(ws.dataset, ["pump-1", "pump-2"]),
+        [incident("pump-1", at("01:00"), at("02:00"), VIBRATION, steps=13)],
+    )
+    rows = read_facts(ws, DAY).around
     before = rows.filter(pl.col("event_time") < at("00:00"))
     assert before.height > 0
     assert before["observed_flow"].null_count() == 0
