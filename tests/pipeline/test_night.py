@@ -29,7 +29,7 @@ from pipeline.promotion import promote
 from pipeline.review import record
 from pipeline.score import load_detector, prepare, slow_drifts, stale_days
 from pipeline.state import day_states
-from pipeline.tracking import champion, client
+from pipeline.tracking import FILES, champion, client, files_digest
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables
@@ -398,6 +398,7 @@ def test_a_detector_of_an_earlier_version_is_told_and_replaced(fresh):
     folder = champion(fresh).folder
     facts = json.loads((folder / "detector.json").read_text())
     (folder / "detector.json").write_text(json.dumps(facts | {"format": 1}))
+    client(fresh).set_model_version_tag("demo", "1", FILES, files_digest(folder))  # as it was registered then
     load_detector.cache_clear()
     with pytest.raises(ConfigError, match="train a new one"):
         score_days(fresh, [FIRST])

@@ -433,12 +433,13 @@ def test_a_sensor_that_sent_nothing_is_said_to(tmp_path):
     assert "At the peak, flow sent nothing where 100 m3/h was expected." in page_of(ws).text
 
 
-def test_a_night_beyond_what_can_be_drawn_says_so(night: Workspace) -> None:
+def test_a_night_beyond_what_can_be_drawn_says_so(tmp_path: Path) -> None:
     """Incidents with a rank above the most that have a picture stand in the table, and the page says so."""
-    facts = read_facts(night, DAY)
+    ws = workspace(tmp_path, pumps())
     starts = [at("00:00") + timedelta(minutes=n) for n in range(MOST_CARDS + 3)]
     found = [incident("pump-1", start, start, VIBRATION) for start in starts]
-    text = render_report(replace(facts, incidents=table(found, incidents_schema())))
+    fill(ws, readings(ws.dataset, ["pump-1"]), found)
+    text = render_report(read_facts(ws, DAY))
     assert text.count("<figure") == MOST_CARDS
     assert text.count('<td class="n">2\N{NO-BREAK SPACE}×</td>') == MOST_CARDS + 3
     assert "Incidents from rank 1,001 on are in the table above alone." in text
