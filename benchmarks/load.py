@@ -295,7 +295,7 @@ def load(quick: bool, scratch: Path, **options: object) -> Result:
              for what in ("seconds", "core_seconds", "peak_gib")}  # fmt: skip
     keep_figures(
         "load", "One night from source files to incidents, every row scored, on two cores within a bound on memory.",
-        told, command=f"python -m benchmarks.load {' '.join(sys.argv[1:])}", seconds=found["seconds"],
+        told, command=f"python -m benchmarks.load --rows {found['rows_in']:.0e}", seconds=found["seconds"],
     )  # fmt: skip
     return found
 

@@ -48,7 +48,7 @@ def _table(name: str, told: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _shown(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:,}" if value == int(value) else f"{value:,.3g}"
+    return value if isinstance(value, str) else f"{value:,}" if value == int(value) else f"{value:,.2f}"
 
 
 def read(folder: Path) -> dict[str, Any]:
