@@ -236,7 +236,7 @@ def test_names_are_quoted_in_what_a_table_is_asked(tmp_path: Path, name: str) ->
     [
         "!!python/object/apply:os.system ['touch {owned}']",
         "description: !!python/object/new:subprocess.Popen [['touch', '{owned}']]",
-        "features: !!python/name:os.system",
+        "channels: !!python/name:os.system",
         "description: !!python/module:os",
         "description: !ours x",
     ],
