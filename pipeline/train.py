@@ -119,7 +119,7 @@ class Staged:
             if frame is None:
                 return None
             state = {name: np.load(BytesIO(data), allow_pickle=False) for name, data in frame.iter_rows()}
-        except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        except (NightsiftError, pl.exceptions.PolarsError, OSError, ValueError) as error:
             log.warning("%s: a checkpoint cannot be read, training begins anew: %s", self.lake.dataset, error)
             return None
         self.say(f"goes on after epoch {state['epoch']} of an earlier run")
