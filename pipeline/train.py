@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pipeline import figures, logbook, tracking
 from pipeline.calendar import planned_stretches
 from pipeline.config import Dataset, days_between
-from pipeline.errors import GateRefusedError
+from pipeline.errors import GateRefusedError, NightsiftError
 from pipeline.incidents import entity_days
 from pipeline.ingest import ingest
 from pipeline.labels import known_labels, label_rates, with_label_rates
