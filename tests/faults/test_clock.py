@@ -1,7 +1,5 @@
 """Nights on days of 23 and 25 hours, on a leap day and at New Year, and by a clock that goes backwards."""
 
-import time
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -29,23 +27,18 @@ from tests.faults.harness import (
     run,
     workspace,
 )
-from tests.figures import long, record
+from tests.figures import long, recorded
 
 COUNTED = {"days": 0, "clocks": 0, "losses": 0}
 SPRING, AUTUMN = date(2024, 3, 31), date(2024, 10, 27)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    record(
-        "clock",
-        "Days of 23 and 25 hours, a leap day, New Year, by a naive clock, each twice and against rows counted by hand, "
-        "and nights by a clock that is set back; a loss is a row that is not where it must be, or a difference.",
-        dict(COUNTED),
-        time.monotonic() - began,
-    )
+_figures = recorded(
+    "clock",
+    "Days of 23 and 25 hours, a leap day, New Year, by a naive clock, each twice and against rows counted by hand, "
+    "and nights by a clock that is set back; a loss is a row that is not where it must be, or a difference.",
+    lambda: COUNTED,
+)
 
 
 # --- days

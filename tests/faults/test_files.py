@@ -8,7 +8,6 @@ import shutil
 import struct
 import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,22 +24,17 @@ from tests.conftest import deliver, sensor_day
 from tests.faults.harness import SENSOR_START, Ended, command, night_command, run
 from tests.faults.kills import walk
 from tests.faults.stage import Stage
-from tests.figures import long, record
+from tests.figures import long, recorded
 
 COUNTED = {"faults": 0, "losses": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    record(
-        "files",
-        "Full and read-only disks, cut commits and data files, and sources that change while they are read: the night "
-        "ends in a sentence; a loss is what differs from an undisturbed night's after the remedy that it names.",
-        dict(COUNTED),
-        time.monotonic() - began,
-    )
+_figures = recorded(
+    "files",
+    "Full and read-only disks, cut commits and data files, and sources that change while they are read: the night "
+    "ends in a sentence; a loss is what differs from an undisturbed night's after the remedy that it names.",
+    lambda: COUNTED,
+)
 
 
 def count(lost: list[str]) -> None:

@@ -3,7 +3,6 @@
 import os
 import random
 import signal
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +12,19 @@ import pytest
 from tests.faults.harness import Work, backfilled, one_entity, reviewed, run, whole_night
 from tests.faults.kills import STEPS, Kill, walk
 from tests.faults.stage import Stage
-from tests.figures import long, record
+from tests.figures import long, recorded
 
 SEED = 8
 KILLED = Counter({"at a point": 0, "in a step": 0, "losses": 0})
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    record(
-        "kills",
-        "A night, a backfill or a review is killed (SIGKILL) at commits, files and transactions that it passes and at "
-        "random moments of its steps, and run again; a loss is a day of a table, a page or an MLflow run that differs "
-        "from an undisturbed run's, or that a reader saw half-written in between.",
-        {"kills": KILLED.total() - KILLED["losses"], **KILLED},
-        time.monotonic() - began,
-    )
+_figures = recorded(
+    "kills",
+    "A night, a backfill or a review is killed (SIGKILL) at commits, files and transactions that it passes and at "
+    "random moments of its steps, and run again; a loss is a day of a table, a page or an MLflow run that differs "
+    "from an undisturbed run's, or that a reader saw half-written in between.",
+    lambda: {"kills": KILLED.total() - KILLED["losses"], **KILLED},
+)
 
 
 @dataclass(frozen=True, slots=True)

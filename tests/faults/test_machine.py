@@ -2,31 +2,24 @@
 
 import os
 import resource
-import time
-from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 
 import pytest
 
 from tests.faults.harness import command, left, losses, night_command, run, whole_night
-from tests.figures import long, record
+from tests.figures import long, recorded
 
 COUNTED = {"memory_limits": 0, "losses": 0}
 MB = 1 << 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    record(
-        "memory",
-        "Nights in a process that may take so few megabytes more than its imports that it fails, and the same night "
-        "without the limit; a loss is what differs from an undisturbed night's.",
-        dict(COUNTED),
-        time.monotonic() - began,
-    )
+_figures = recorded(
+    "memory",
+    "Nights in a process that may take so few megabytes more than its imports that it fails, and the same night "
+    "without the limit; a loss is what differs from an undisturbed night's.",
+    lambda: COUNTED,
+)
 
 
 def short_of_memory(place: Path, night: date, spare: int) -> None:

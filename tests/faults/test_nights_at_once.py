@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,17 @@ from pipeline.backfill import Backfill, backfill
 from tests.faults.harness import Running, left, logged, losses, one_entity, run, start, whole_night, workspace
 from tests.faults.kills import walk
 from tests.faults.stage import Stage
-from tests.figures import long, record
+from tests.figures import long, recorded
 
 COUNTED = {"pairs": 0, "kills": 0, "losses": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    began = time.monotonic()
-    yield
-    record(
-        "nights_at_once",
-        "Two processes run nights, backfills, trainings of one dataset at the same time; a loss is what differs from "
-        "what they leave one after the other.",
-        dict(COUNTED),
-        time.monotonic() - began,
-    )
+_figures = recorded(
+    "nights_at_once",
+    "Two processes run nights, backfills, trainings of one dataset at the same time; a loss is what differs from "
+    "what they leave one after the other.",
+    lambda: COUNTED,
+)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Whatever is posted to the incidents page: never a 500, and nothing is written without a verdict that counts."""
 
 import json
-import time
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -10,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.review import LONGEST_NOTE, VERDICTS, WITHDRAWN, history
-from tests.figures import long, record
+from tests.figures import long, recorded
 from tests.pipeline.test_web import OURS, House, address, house_in, ids
 
 CASES = 5000 if long() else 25
@@ -29,12 +28,11 @@ ASKED = ["dataset", "first", "last", "entity", "kind", "state", "sort", "page", 
 posted = {"POSTs": 0, "refused": 0, "recorded": 0}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Any:
-    begun = time.monotonic()
-    yield
-    record("security-page", "Requests of any content to the incidents page; one that is no verdict recorded nothing.",
-           posted, time.monotonic() - begun)  # fmt: skip
+_figures = recorded(
+    "security-page",
+    "Requests of any content to the incidents page; one that is no verdict recorded nothing.",
+    lambda: posted,
+)
 
 
 @pytest.fixture(scope="module")
