@@ -1,9 +1,19 @@
 """Templates of a sensor and a transaction dataset, and a night that is to be run: made once for all tests of faults."""
 
+from datetime import timedelta
+from pathlib import Path
+
+import polars as pl
 import pytest
 
+from pipeline.train import train
+from pipeline.workspace import Workspace, open_workspace
+from tests.conftest import SENSOR, START, deliver, sensor_day
 from tests.faults.harness import Template, template
 from tests.faults.stage import Stage
+
+HISTORY = 6
+DAY = START.date() + timedelta(days=HISTORY)
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +32,14 @@ def transaction(tmp_path_factory) -> Template:
 def stage(sensor) -> Stage:
     """A night of readings that is to be run: the day on which clocks go forward."""
     return Stage(sensor)
+
+
+def trained(root: Path) -> Workspace:
+    """A workspace in the folder, with a champion that has learned the days before `DAY`."""
+    (root / "datasets").mkdir()
+    (root / "datasets" / "demo.yaml").write_text(SENSOR)
+    (root / "var" / "source").mkdir(parents=True)
+    ws = open_workspace("demo", root / "var", root / "datasets")
+    deliver(ws, pl.concat(sensor_day(day) for day in range(HISTORY)), "history")
+    train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(DAY)[0])
+    return ws

@@ -19,15 +19,13 @@ from pipeline.errors import NightsiftError
 from pipeline.night import is_told, renew, report_night, run_night, score_day
 from pipeline.report import report_file
 from pipeline.state import day_states
-from pipeline.train import train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import deliver, sensor_day, tables
+from tests.faults.conftest import DAY, HISTORY, trained
 from tests.faults.services import Count, Fault, Proxy, proxied, started
 from tests.figures import long
 from tests.servers import HOST, free_port
 
-HISTORY = 6
-DAY = START.date() + timedelta(days=HISTORY)
 NEXT = DAY + timedelta(days=1)
 FOREVER = 1e9
 EVERY = "GET HEAD PUT POST DELETE PATCH"
@@ -66,12 +64,7 @@ class Base:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
     root = tmp_path_factory.mktemp("base")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
-    deliver(ws, pl.concat(sensor_day(day) for day in range(HISTORY)), "history")
-    train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(DAY)[0])
+    ws = trained(root)
     port = free_port()
     command = [
         sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{ws.home.store_file}",

@@ -20,14 +20,12 @@ from pipeline.cli import main
 from pipeline.errors import NightsiftError
 from pipeline.lake import Lake
 from pipeline.night import run_night
-from pipeline.train import train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import deliver, sensor_day, tables
+from tests.faults.conftest import DAY, HISTORY, trained
 from tests.faults.services import Count, Fault, Proxy, object_store
 from tests.figures import long
 
-HISTORY = 6
-DAY = START.date() + timedelta(days=HISTORY)
 ROWS = {"n": pl.Int64}
 FOREVER = 1e9
 count = Count("store")
@@ -187,12 +185,7 @@ class Base:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     root = tmp_path_factory.mktemp("base")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
-    deliver(ws, pl.concat(sensor_day(day) for day in range(HISTORY)), "history")
-    train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(DAY)[0])
+    ws = trained(root)
     shutil.copytree(ws.lake.root, root / "before")
     deliver(ws, sensor_day(HISTORY, fault=("m1", 60, 80)), "night")
     run_night(ws, DAY)

@@ -69,16 +69,21 @@ def stage(ws: Workspace, shard: Shard) -> None:
     ws.lake.stage(shard.key, pl.DataFrame({"parts": [1], "scored": [told]}))
 
 
-def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
-    make_workspace: Callable[..., Workspace],
-) -> None:
-    """Of two runs at the same time the slower one finds the night published, and leaves nothing of its own behind."""
-    ws = make_workspace()
+def staged(ws: Workspace) -> tuple[Workspace, list[Shard]]:
+    """A night whose two shards are scored and not published."""
     deliver(ws, sensor_day(0), "day-0")
     ingest(ws)
     shards = halves(ws)
     for shard in shards:
         stage(ws, shard)
+    return ws, shards
+
+
+def test_what_a_second_run_stages_after_the_first_has_published_is_removed(
+    make_workspace: Callable[..., Workspace],
+) -> None:
+    """Of two runs at the same time the slower one finds the night published, and leaves nothing of its own behind."""
+    ws, shards = staged(make_workspace())
     first = publish(ws, shards)
     stage(ws, shards[1])
     assert publish(ws, shards).steps == first.steps
@@ -89,12 +94,7 @@ def test_a_night_that_another_run_has_published_meanwhile_is_published_once_more
     make_workspace: Callable[..., Workspace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one night, of which one removes what is staged while the other one has just begun to publish it."""
-    ws = make_workspace()
-    deliver(ws, sensor_day(0), "day-0")
-    ingest(ws)
-    shards = halves(ws)
-    for shard in shards:
-        stage(ws, shard)
+    ws, shards = staged(make_workspace())
 
     def clear_then_write(ws: Workspace, state: State) -> None:
         ws.lake.unstage(shards[0].place)
