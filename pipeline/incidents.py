@@ -13,7 +13,7 @@ from pipeline.config import Dataset
 from pipeline.errors import NightsiftError
 from pipeline.score import SILENCE, among, config_digest, context_days, matching, part_of, parts, read_scored
 from pipeline.state import State, day_states, states, write_state
-from pipeline.tables import EVERYONE, clean_schema, incidents_schema, scores_schema, stretches_schema
+from pipeline.tables import EVERYONE, MOMENT, clean_schema, incidents_schema, scores_schema, stretches_schema
 from pipeline.workspace import Workspace
 
 DRIVERS = 5
@@ -145,7 +145,7 @@ def _latest(ws: Workspace, before: date) -> pl.DataFrame:
         last = rows.group_by("entity").agg(pl.col("event_time").max()).collect()
         if len(last):
             return last
-    return pl.DataFrame(schema={"entity": pl.String, "event_time": _MOMENT})
+    return pl.DataFrame(schema={"entity": pl.String, "event_time": MOMENT})
 
 
 def anomalies(scores: pl.DataFrame, dataset: Dataset, day: date, calendar: Sequence[Planned] = ()) -> pl.DataFrame:
@@ -238,7 +238,7 @@ def thinned(seen: pl.LazyFrame, dataset: Dataset, day: date) -> pl.DataFrame:
     entity at least.
     """
     sensor, width = dataset.cadence is not None, _longest(dataset) // timedelta(microseconds=1)
-    since = pl.col("event_time").to_physical() - _micros(dataset.day_bounds(day)[0])
+    since = pl.col("event_time").to_physical() - pl.lit(dataset.day_bounds(day)[0], dtype=MOMENT).to_physical()
     # Of a source, a rest of half the longest silence matters: usual is up to twice the longest of them.
     stretch = (since // width).clip(-1) if sensor else since // (width // 2)
     steps = seen.select("entity", "event_time", stretch.alias("stretch"))
@@ -300,7 +300,7 @@ def _gaps(seen: pl.DataFrame, start: datetime, end: datetime) -> pl.DataFrame:
     before = seen.filter(pl.col("event_time") < start).group_by("entity").agg(pl.col("event_time").max())
     today = seen.filter(pl.col("event_time").is_between(start, end, "left")).select("entity", "event_time")
     known = seen.filter(pl.col("event_time") >= start - SILENCE).select(pl.col("entity").unique())
-    ends = known.with_columns(pl.lit(end, dtype=_MOMENT).alias("event_time"))
+    ends = known.with_columns(pl.lit(end, dtype=MOMENT).alias("event_time"))
     marks = pl.concat([before, today, ends]).sort("entity", "event_time")
     gaps = marks.select("entity", pl.col("event_time").shift().over("entity").alias("start"), end="event_time")
     return gaps.drop_nulls("start")
@@ -316,11 +316,6 @@ def _pieces(
             yield entity, left, right, held.reason if held else None
 
 
-def _micros(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-_MOMENT = pl.Datetime("us", "UTC")
 _EVER = datetime(1, 1, 1, tzinfo=UTC)
 
 

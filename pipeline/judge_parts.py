@@ -31,8 +31,8 @@ from pipeline.judge import (
     sort_out,
 )
 from pipeline.lake import Frames
-from pipeline.parts import Parts, by_hash, by_range, range_starts
-from pipeline.sequences import ahead
+from pipeline.parts import Parts, by_hash, by_range
+from pipeline.sequences import ahead, range_starts, ranges
 from pipeline.suites import Expectation, Suite, table_columns
 from pipeline.tables import Schema, clean_schema, quarantine_schema
 
@@ -167,11 +167,8 @@ def judge_in_parts(
 
 def _pieces(landing: pl.LazyFrame, starts: pl.Series, most: int) -> Iterator[pl.DataFrame]:
     """The rows, frame by frame: those of neighbouring source files, which begin at `starts`, together."""
-    for first, after in zip(starts, [*starts[1:], None], strict=True):
-        within = pl.col("source") >= pl.lit(first)
-        if after is not None:
-            within &= pl.col("source") < pl.lit(after)
-        yield from landing.filter(within).collect_batches(chunk_size=most, maintain_order=False)
+    for own in ranges("source", starts):
+        yield from landing.filter(own).collect_batches(chunk_size=most, maintain_order=False)
 
 
 def _fill(rows: Parts, pieces: Iterable[pl.DataFrame], parts: int, dataset: Dataset) -> int:

@@ -50,17 +50,6 @@ class Parts:
             yield pl.read_parquet(sorted(place.iterdir()), glob=False)
 
 
-def range_starts(names: pl.Series, rows: pl.Series, most: int) -> pl.Series:
-    """Where ranges of neighbouring names begin that have about `most` rows each; no name is divided.
-
-    `rows` tells how many rows there are of each of `names`, which may repeat; no name (null) counts as an empty one.
-    """
-    each = pl.DataFrame({"name": names.fill_null(""), "rows": rows.cast(pl.Int64)})
-    each = each.group_by("name").agg(pl.col("rows").sum()).sort("name")
-    part = (each["rows"].cum_sum() - each["rows"]) // most
-    return each.group_by(part.alias("part"), maintain_order=True).agg(pl.first("name"))["name"]
-
-
 def by_range(column: str, starts: pl.Series) -> Number:
     """Rows into the ranges of `column` that begin at `starts`."""
     return lambda rows: starts.search_sorted(rows[column].fill_null(""), side="right") - 1
@@ -79,9 +68,8 @@ def scratch(ws: Workspace, name: str) -> Iterator[Path]:
     memory. Several processes may use `name` at once: whoever uses a folder holds a lock on it, which ends with the
     process, however that ends.
     """
-    place, prefix = Path(ws.lake.root, ws.dataset.name, "_staging"), f"{name}-"
-    if "://" in ws.lake.root:
-        place = ws.home.root / "scratch" / ws.dataset.name
+    remote, prefix = "://" in ws.lake.root, f"{name}-"
+    place = ws.home.root / "scratch" / ws.dataset.name if remote else Path(ws.lake.staging())
     place.mkdir(parents=True, exist_ok=True)
     for left in place.glob(f"{prefix}*"):
         _remove_left(left)

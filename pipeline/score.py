@@ -33,6 +33,7 @@ from pipeline.sequences import (
     entity_parts,
     make_grid,
     scatter,
+    within,
 )
 from pipeline.state import State, day_states, read_state, states, write_state
 from pipeline.suites import suite_digest
@@ -359,10 +360,7 @@ def scan_clean(ws: Workspace, first: date, last: date, shard: Shard | None = Non
     rows = ws.lake.scan("clean", clean_schema(ws.dataset), first, last).drop("day")
     if shard is None:
         return rows
-    if shard.begin is not None:
-        rows = rows.filter(pl.col("entity") >= shard.begin)
-    if shard.end is not None:
-        rows = rows.filter(pl.col("entity") < shard.end)
+    rows = rows.filter(within("entity", shard.begin, shard.end))
     if shard.entities:
         names = rows.select("entity").unique().collect(engine="streaming")["entity"]
         rows = rows.filter(pl.col("entity").is_in(matching(shard.entities, names)))

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -511,21 +512,41 @@ def any_channel(observed: Flags) -> Flags:
     return found
 
 
+def range_starts(names: pl.Series, rows: pl.Series, most: int) -> pl.Series:
+    """Where ranges of neighbouring names begin that have about `most` rows each; no name is divided.
+
+    `rows` tells how many rows there are of each of `names`, which may repeat; no name (null) counts as an empty one.
+    """
+    each = pl.DataFrame({"name": names.fill_null(""), "rows": rows.cast(pl.Int64)})
+    each = each.group_by("name").agg(pl.col("rows").sum()).sort("name")
+    part = (each["rows"].cum_sum() - each["rows"]) // most
+    return each.group_by(part.alias("part"), maintain_order=True).agg(pl.first("name"))["name"]
+
+
+def within(column: str, begin: str | None, end: str | None) -> pl.Expr:
+    """Whether `column` is not before `begin` and is before `end`; None: no bound."""
+    everything, name = pl.lit(value=True), pl.col(column)
+    return (everything if begin is None else name >= begin) & (everything if end is None else name < end)
+
+
+def ranges(column: str, starts: pl.Series) -> Iterator[pl.Expr]:
+    """Of each of the ranges that begin at `starts`, in order, what `column` has to be."""
+    for begin, end in pairwise([*starts, None]):
+        yield within(column, begin, end)
+
+
 def entity_parts(rows: pl.LazyFrame, most: int) -> Iterator[pl.DataFrame]:
     """Yield the rows of a scan, neighbouring entities together, about `most` rows at a time; at least one frame.
 
     An entity is never divided, so one with more rows is a part of its own. Only the column `entity` is read ahead;
     where the files are sorted by it, as `clean` is, each part reads its own row groups only.
     """
-    count = rows.group_by("entity").len().sort("entity").collect(engine="streaming")
-    part = (count["len"].cum_sum() - count["len"]) // most
-    bounds = count.group_by(part.alias("part"), maintain_order=True).agg(
-        pl.first("entity").alias("first"), pl.last("entity").alias("last")
-    )
-    if bounds.is_empty():
+    count = rows.group_by("entity").len().collect(engine="streaming")
+    starts = range_starts(count["entity"], count["len"], most)
+    if starts.is_empty():
         yield rows.collect()
-    for first, last in bounds.select("first", "last").iter_rows():
-        yield rows.filter(pl.col("entity").is_between(pl.lit(first), pl.lit(last))).collect()
+    for own in ranges("entity", starts):
+        yield rows.filter(own).collect()
 
 
 def ahead(items: Iterable[Item]) -> Iterator[Item]:

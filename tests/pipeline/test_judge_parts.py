@@ -22,7 +22,8 @@ from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.judge import Judged, judge, sort_out
 from pipeline.judge_parts import judge_in_parts
 from pipeline.lake import Lake
-from pipeline.parts import Parts, by_range, range_starts, scratch
+from pipeline.parts import Parts, by_range, scratch
+from pipeline.sequences import range_starts
 from pipeline.suites import Suite, expectation_types, load_suite, parse_suite
 from pipeline.validate import validate
 from pipeline.workspace import Workspace
