@@ -121,14 +121,13 @@ class Lake:
     def replace(
         self, table: str, day: date, frame: pl.DataFrame | Frames, *, where: str | None = None, **note: str
     ) -> int:
-        """Make `frame` the whole content of `day` in `table`, atomically; an empty frame empties the day.
+        """Make `frame` the whole content of `day` in `table`, atomically; how many rows the commit says there are then.
 
-        Returns how many rows the table then holds of the day, by the metadata of that commit.
-
-        Rows that do not fit into memory come as a function that yields them frame by frame, at least one, all with the
-        same columns; it is called again where another writer came first. `where` narrows what is replaced to a SQL
-        predicate within the day. `note` goes into the commit's metadata (who wrote and why); rows hold nothing that
-        changes from run to run. Raises `NightsiftError` when other writers won every try.
+        An empty frame empties the day. Rows that do not fit into memory come as a function that yields them frame by
+        frame, at least one, all with the same columns; it is called again where another writer came first. `where`
+        narrows what is replaced to a SQL predicate within the day. `note` goes into the commit's metadata (who wrote
+        and why); rows hold nothing that changes from run to run. Raises `NightsiftError` when other writers won every
+        try.
         """
         frames = (lambda: iter([frame])) if isinstance(frame, pl.DataFrame) else frame
         predicate = f"day = '{day}'" + (f" AND {where}" if where else "")

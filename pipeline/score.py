@@ -138,7 +138,7 @@ class Predicted:
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class Weighed:
     """Results for the steps of a `Steps`; NaN where a step was not a target.
 
     score: `(n,)` float64; contribution: `(n, channels)` float64, shares that add up to 1
@@ -594,7 +594,7 @@ def _moved(detector: "Detector", medians: pl.DataFrame, dataset: Dataset, channe
     return moved.filter(pl.col("deviations").is_finite() & (pl.col("deviations").abs() >= DRIFTED))
 
 
-def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
+def judge(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Weighed:
     """Score the steps where `targets` `(n,)` is True; each one's result depends on its own entity's steps only."""
     return weigh(detector, steps, predict(detector, steps, targets))
 
@@ -608,7 +608,7 @@ def predict(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> P
     return Predicted(targets, seen, expected, seen - expected)
 
 
-def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
+def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Weighed:
     """Scores from reconstruction errors: of a sensor by the detector's views, of events by its signals."""
     from models.scores import measure, most_surprised, surprise
 
@@ -625,7 +625,7 @@ def weigh(detector: "Detector", steps: Steps, predicted: Predicted) -> Judged:
     else:
         score, contribution = surprise(event_signals(detector, steps, predicted), detector.signals)
     targets = predicted.targets
-    return Judged(
+    return Weighed(
         np.where(targets, score, np.nan), np.where(targets[:, None], contribution, np.nan), predicted.expected
     )
 
@@ -735,7 +735,7 @@ def tensors(windows: Windows, laid: Laid) -> tuple[NDArray[np.float32], NDArray[
     return windows.gather(laid[0]), observed, any_channel(observed)
 
 
-def _score_columns(detector: "Detector", steps: Steps, judged: Judged, dataset: Dataset) -> pl.DataFrame:
+def _score_columns(detector: "Detector", steps: Steps, judged: Weighed, dataset: Dataset) -> pl.DataFrame:
     rows = detector.scaler.rows(steps.entity, steps.names)
     expected = detector.scaler.inverse(judged.expected, rows)
     factor = detector.threshold.factor(steps.names)[steps.entity]

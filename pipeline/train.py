@@ -31,8 +31,8 @@ from pipeline.lake import Lake
 from pipeline.progress import counted, tell
 from pipeline.review import confirmed, dismissed
 from pipeline.score import (
-    Judged,
     Predicted,
+    Weighed,
     by_member,
     cells,
     context_days,
@@ -691,7 +691,7 @@ def evaluate(
     steps: Steps,
     part: NDArray[np.int64],
     scale: NDArray[np.float64] | None = None,
-) -> tuple[Evaluation, Judged]:
+) -> tuple[Evaluation, Weighed]:
     """The detector on the holdout as it is, and with anomalies injected; also the undisturbed results, `relative`.
 
     `scale` `(channels,)` is that of what is injected into a sensor's channels; by default the detector's own.
@@ -716,7 +716,7 @@ def count_alarms(score: NDArray[np.float64], threshold: float, steps: Steps, dat
     return len(cluster_peaks(score[chosen], steps.entity[chosen], steps.time[chosen], threshold, merge))
 
 
-def relative(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Judged:
+def relative(detector: "Detector", steps: Steps, targets: NDArray[np.bool_]) -> Weighed:
     """The targets scored, over their entities' factors: what `threshold.value` is compared with."""
     judged = judge(detector, steps, targets)
     return replace(judged, score=over_factors(detector, steps, judged.score))
@@ -830,7 +830,7 @@ def _event_drivers(dataset: Dataset) -> dict[str, list[str]]:
 
 
 def _tell_found(
-    judged: Judged,
+    judged: Weighed,
     threshold: float,
     stretches: list[NDArray[np.int64]],
     kinds: list[str],
@@ -850,7 +850,7 @@ def _tell_found(
     return recall, float(np.mean(right)) if right else float("nan"), tuple(hit)
 
 
-def _first_driver(judged: Judged, stretch: NDArray[np.int64]) -> int:
+def _first_driver(judged: Weighed, stretch: NDArray[np.int64]) -> int:
     """The channel that contributes most where the stretch scores highest."""
     return int(np.nanargmax(judged.contribution[stretch[np.nanargmax(judged.score[stretch])]]))
 
