@@ -149,6 +149,7 @@ def judge_in_parts(
         quarantine.add(bad)
         shown.add(part, {place: tally for place, (tally, _) in judged.items()}, good.height, bad.height)
         gc.collect()  # Great Expectations' objects hold each other, and the part's rows with them
+    rows.remove()
     met = compared | _add_up(suite, dataset, shown)
     whole = [met[place] for place in sorted(met)]
     refusals, warnings = missed([(one.outcome, one.rows) for one in whole], dataset)
@@ -188,6 +189,7 @@ def _fill(rows: Parts, pieces: Iterable[pl.DataFrame], parts: int, dataset: Data
         once = sort_out(part, dataset)
         rows.add(pl.concat([once.rows, once.unreadable.drop("reasons")]))
         duplicates += once.duplicates
+    events.remove()
     return duplicates
 
 

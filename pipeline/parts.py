@@ -49,6 +49,10 @@ class Parts:
         for place in sorted(self.folder.iterdir()):
             yield pl.read_parquet(sorted(place.iterdir()), glob=False)
 
+    def remove(self) -> None:
+        """Free the disk: there are no parts any more."""
+        shutil.rmtree(self.folder)
+
 
 def by_range(column: str, starts: pl.Series) -> Number:
     """Rows into the ranges of `column` that begin at `starts`."""
