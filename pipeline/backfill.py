@@ -8,9 +8,10 @@ import difflib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
+from pipeline.config import days_between
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.progress import counted
 
@@ -47,7 +48,7 @@ class Backfill:
     @property
     def days(self) -> list[date]:
         """Every day, both ends included."""
-        return [self.first + timedelta(days=n) for n in range((self.last - self.first).days + 1)]
+        return days_between(self.first, self.last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline import completion
-from pipeline.config import YEARS, Dataset, Home, dataset_names, datasets_dir, load_dataset
+from pipeline.config import YEARS, Dataset, Home, dataset_names, datasets_dir, days_between, load_dataset
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.terminal import LogLines, err, fail, out, plain, print_table, say, show, width, working, wrapped
 
@@ -160,7 +160,7 @@ def days_of(dataset: Dataset, first: str, last: str) -> list[date]:
     """The days that the stretch between `--from` and `--to` touches."""
     start, end = stretch(dataset, first, last)
     begin, until = dataset.day_of(start), dataset.day_of(end - timedelta(microseconds=1))
-    return [begin + timedelta(days=n) for n in range((until - begin).days + 1)]
+    return days_between(begin, until)
 
 
 def _begun(dataset: Dataset, days: list[date]) -> list[date]:

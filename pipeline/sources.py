@@ -21,6 +21,7 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 import pyarrow.fs
+from deltalake import DeltaTable
 
 from pipeline.allowed import require_path
 from pipeline.canonical import Rows, canonical, one_line, require_columns, source_columns
@@ -173,7 +174,11 @@ def read_sql(dataset: Dataset, first: date, last: date) -> pl.DataFrame:
 
 def is_delta(where: str) -> bool:
     """Whether a Delta table stands at `where`; a file is none."""
-    return not Path(where).is_file() and open_table(where) is not None
+    return _delta(where) is not None
+
+
+def _delta(where: str) -> DeltaTable | None:
+    return None if Path(where).is_file() else open_table(where)
 
 
 def scan_delta(where: str) -> pl.LazyFrame:
@@ -182,7 +187,7 @@ def scan_delta(where: str) -> pl.LazyFrame:
     A sign of a glob is here a part of the name: so a link that is called `t[1]` is judged as what it leads to.
     """
     require_path(where)
-    table = None if Path(where).is_file() else open_table(where)
+    table = _delta(where)
     if table is None:
         raise GateRefusedError(f"there is no Delta table at {where}; correct source.path, or write the table first")
     return pl.scan_delta(table)
