@@ -18,6 +18,7 @@ SHARDS = "NIGHTSIFT_BENCH_SHARDS"  # into how many shards the night is divided
 REFUSED = "NIGHTSIFT_BENCH_REFUSED"  # the file that takes what Airflow says when it refuses a task's result
 DAY, CROWDED_DAY = "2026-03-05", "2026-03-06"
 MOST = 1024  # Airflow's core.max_map_length; the crowded day has one shard more
+ENTITIES = 700  # of each shard
 DETECTOR, INPUTS = "12-0123456789abcdef", "0" * 32
 
 
@@ -58,12 +59,16 @@ def result_of(task_id: str, day: str, map_index: int) -> Any:
 
 def _shards(day: str, _: int) -> list[dict[str, Any]]:
     count = MOST + 1 if day == CROWDED_DAY else int(os.environ[SHARDS])
-    return [{"day": day, "index": n, "count": count, "detector": DETECTOR, "inputs": INPUTS} for n in range(count)]
+    bounds = [None, *(f"pump-{ENTITIES * n:07}" for n in range(1, count)), None]
+    return [
+        {"day": day, "index": n, "count": count, "detector": DETECTOR, "inputs": INPUTS, "entities": [],
+         "begin": bounds[n], "end": bounds[n + 1]} for n in range(count)
+    ]  # fmt: skip
 
 
 def _scored(day: str, _: int) -> dict[str, Any]:
     return {
-        "day": day, "steps": 10**6, "anomalous": 100, "entities": 700, "detector": DETECTOR, "promised": 0.05,
+        "day": day, "steps": 10**6, "anomalous": 100, "entities": ENTITIES, "detector": DETECTOR, "promised": 0.05,
         "unseen": 0, "unseen_names": [], "drifting": 0,
     }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from dataclasses import asdict
 
 import pytest
 
@@ -17,7 +18,9 @@ from pipeline.score import Scored, Shard  # noqa: E402
 def test_what_the_empty_tasks_return_is_what_the_real_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards, what was scored and what was found have the fields of the night's own; other tasks return nothing."""
     monkeypatch.setenv(SHARDS, "3")
-    shards = [Shard(**shard) for shard in result_of("validate", DAY, -1)]
+    planned = result_of("validate", DAY, -1)
+    shards = [Shard(**shard) for shard in planned]
+    assert [asdict(shard) for shard in shards] == planned
     assert [(shard.index, shard.count) for shard in shards] == [(0, 3), (1, 3), (2, 3)]
     assert Scored(**result_of("score", DAY, 0)).steps > 0
     assert [Found(**found).silent for found in result_of("incidents", DAY, -1)] == [0]
