@@ -140,6 +140,7 @@ def judge_in_parts(
     compared = _compare(suite, dataset, rows, Parts(folder / "compared", by_source))
     clean, quarantine = Parts(folder / "clean", by_entity), Parts(folder / "quarantine", by_source)
     for part in ahead(sort_out(part, dataset) for part in rows):
+        # What needs no values is judged in the first part alone, for its form: the day's numbers are added up below.
         places = _chosen(suite, judges_rows if shown.rows else needs_no_others)
         judged = _judge_part(suite, places, dataset, part.rows)
         outcomes = {place: outcome for place, (_, outcome) in judged.items()}

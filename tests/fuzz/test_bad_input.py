@@ -21,9 +21,15 @@ from tests.fuzz import documents, sources, written
 from tests.fuzz.files import deliveries
 from tests.fuzz.harness import NAME, Place, place, run
 
-CASES = {"sources": (110, 2000), "datasets": (70, 1200), "suites": (50, 900), "labels": (20, 350), "calendars": (25,
-350),
-         "verdicts": (25, 350), "scored": (3, 40)}  # fmt: skip
+CASES = {  # in a normal run, in the long version
+    "sources": (110, 2000),
+    "datasets": (70, 1200),
+    "suites": (50, 900),
+    "labels": (20, 350),
+    "calendars": (25, 350),
+    "verdicts": (25, 350),
+    "scored": (3, 40),
+}
 TALLY: dict[str, Counter[str]] = {name: Counter() for name in CASES}
 
 
