@@ -302,6 +302,7 @@ def _compare(suite: Suite, dataset: Dataset, parts: Parts, held: Parts) -> dict[
             outcome = outcome_of(suite.expectations[place], one)
             failing = _rows_at(held, outcome.failing)
             met[place] = Met(one, replace(outcome, failing=list(range(failing.height))), failing)
+    held.remove()
     return met
 
 

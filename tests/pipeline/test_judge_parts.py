@@ -17,7 +17,7 @@ from polars.testing import assert_frame_equal
 
 from pipeline import judge_parts
 from pipeline.config import Dataset
-from pipeline.data_docs import Summary, write_page
+from pipeline.data_docs import Summary, write_docs
 from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.judge import Judged, judge, sort_out
 from pipeline.judge_parts import judge_in_parts
@@ -58,7 +58,7 @@ def in_parts(folder: Path, rows: pl.DataFrame, suite: Suite, dataset: Dataset, m
 
 def page(folder: Path, judged: Judged, dataset: Dataset) -> str:
     summary = Summary(dataset.name, DAY, "judged", judged.counts, judged.refusals, judged.warnings)
-    return write_page(folder, summary, judged.result).read_text(encoding="utf-8")
+    return write_docs(folder, summary, judged.result).read_text(encoding="utf-8")
 
 
 def assert_same(rows: pl.DataFrame, suite: Suite, dataset: Dataset, most: int) -> Judged:
@@ -216,7 +216,7 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ws = workspace(tmp_path)
     land(ws, landed([{"entity": f"p{n}"} for n in range(9)]))
     monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
-    with pytest.raises(NightsiftError, match=r"could not write .*validate-2024-01-02.*No space left.*Free space"):
+    with pytest.raises(NightsiftError, match=r"could not use .*validate-2024-01-02.*No space left.*has room"):
         validate(ws, DAY)
     assert list((tmp_path / "lake" / "pumps" / "_staging").iterdir()) == []
 
