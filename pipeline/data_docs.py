@@ -6,15 +6,15 @@ browser to run or load anything.
 """
 
 import html
-import os
 import re
-import tempfile
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipeline.rendering import write_page
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationSuiteValidationResult
@@ -45,11 +45,14 @@ def page_outcome(file: Path) -> str:
     return _title(file).rpartition(": ")[2] if file.is_file() else ""
 
 
-def write_page(folder: Path, summary: Summary, result: "ExpectationSuiteValidationResult | None") -> Path:
-    """Write the page of a day, without sections where nothing was evaluated, and the list of days; the page's path."""
+def write_docs(folder: Path, summary: Summary, result: "ExpectationSuiteValidationResult | None") -> Path:
+    """Write the page of a day, without sections where nothing was evaluated, and the list of days; the page's path.
+
+    Raises `NightsiftError` where one of them cannot be written.
+    """
     file = page_file(folder, summary.dataset, summary.day)
     sections = _sections(result) if result is not None else ""
-    _write(file, _page(f"{summary.dataset} {summary.day}: {summary.outcome}", _head(summary) + sections))
+    write_page(file, _page(f"{summary.dataset} {summary.day}: {summary.outcome}", _head(summary) + sections))
     _write_index(file.parent, summary.dataset)
     return file
 
@@ -58,7 +61,7 @@ def _write_index(folder: Path, dataset: str) -> None:
     days = sorted((file for file in folder.glob("*.html") if file.name != "index.html"), reverse=True)
     items = "".join(f'<li><a href="{file.name}">{_title(file)}</a></li>\n' for file in days)
     body = f"<h1>{html.escape(dataset)}: how each day was judged</h1>\n<ul>\n{items}</ul>\n"
-    _write(folder / "index.html", _page(f"{dataset}: validation", body))
+    write_page(folder / "index.html", _page(f"{dataset}: validation", body))
 
 
 def _title(file: Path) -> str:
@@ -125,16 +128,6 @@ def _presentable(value: Any) -> Any:
 
 def _page(title: str, body: str) -> str:
     return PAGE.replace("{title}", html.escape(title)).replace("{style}", STYLE).replace("{body}", body)
-
-
-def _write(file: Path, text: str) -> None:
-    """Write `file` whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".part")
-    with os.fdopen(handle, "w", encoding="utf-8") as stream:
-        stream.write(text)
-    Path(temporary).chmod(0o644)
-    Path(temporary).replace(file)
 
 
 SECTIONS = "{% for section in sections %}{% set section_loop = loop -%}{% include 'section.j2' %}{% endfor %}"

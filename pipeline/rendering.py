@@ -2,11 +2,15 @@
 
 import base64
 import hashlib
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import jinja2
 from markupsafe import Markup
+
+from pipeline.errors import NightsiftError
 
 FOLDER = Path(__file__).parent / "templates"
 
@@ -48,3 +52,18 @@ def tight(text: str) -> str:
 def plain(value: float, digits: int = 6) -> str:
     """A number of so many significant digits, for a script to read back."""
     return f"{value:.{digits}g}"
+
+
+def write_page(file: Path, text: str) -> None:
+    """Write a page whole, or not at all; raises `NightsiftError` where it cannot be written."""
+    part = file.with_name(f".{file.name}.{uuid4().hex}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink()
+        raise NightsiftError(
+            f"the page {file} could not be written: {error.strerror}; mend that, then run it again"
+        ) from error

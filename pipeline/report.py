@@ -7,9 +7,7 @@ same tables, and the same address of Airflow in the environment, give the same b
 
 import calendar
 import hashlib
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
@@ -39,12 +37,20 @@ from pipeline.ingest import newest_event
 from pipeline.labels import label_rates, with_label_rates
 from pipeline.links import incident_link, incidents_link
 from pipeline.promise import Promise, read_promise
-from pipeline.rendering import environment
+from pipeline.rendering import environment, write_page
 from pipeline.review import OPEN
 from pipeline.score import count_scores, parts, read_scored, units_of
 from pipeline.sequences import add_sequence_features, in_order
 from pipeline.state import State, day_states, read_state, write_state
-from pipeline.tables import clean_schema, drifts_schema, incidents_schema, key_schema, quarantine_schema, scores_schema
+from pipeline.tables import (
+    MOMENT,
+    clean_schema,
+    drifts_schema,
+    incidents_schema,
+    key_schema,
+    quarantine_schema,
+    scores_schema,
+)
 from pipeline.workspace import Workspace
 
 STEP = "report"
@@ -492,7 +498,7 @@ def reach(dataset: Dataset) -> timedelta:
 def surroundings(rows: pl.DataFrame, start: datetime, end: datetime, dataset: Dataset) -> pl.DataFrame:
     """The rows of one entity from some time, or some events, before the incident to some after it."""
     if dataset.cadence is not None:
-        margin = max(dataset.cadence * CONTEXT_READINGS, min(end - start, CONTEXT_TIME))
+        margin = _margin(end - start, dataset)
         return rows.filter(pl.col("event_time").is_between(start - margin, end + margin))
     before = rows.filter(pl.col("event_time") < start).tail(CONTEXT_EVENTS)
     during = rows.filter(pl.col("event_time").is_between(start, end))
@@ -530,18 +536,7 @@ def write_report(ws: Workspace, day: date) -> Path:
     no incidents step yet, or where the file cannot be written.
     """
     page, made_of = report_file(ws, day), report_state(day_states(ws, day))
-    text = render_report(read_facts(ws, day))
-    part = page.with_name(f".{page.name}.{uuid.uuid4().hex}")
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(text, encoding="utf-8")
-        part.replace(page)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        raise NightsiftError(
-            f"the report {page} could not be written: {error.strerror}; mend that, then run it again"
-        ) from error
+    write_page(page, render_report(read_facts(ws, day)))
     if made_of is not None:
         write_state(ws, made_of)
     return page
@@ -642,20 +637,20 @@ def _around(ws: Workspace, day: date, incidents: pl.DataFrame) -> pl.DataFrame:
 
 def _near(rows: pl.LazyFrame, incidents: pl.DataFrame, dataset: Dataset) -> pl.LazyFrame:
     """Those of a sensor's rows that are among the `surroundings` of an incident of their entity, each once."""
-    margin = _margin(pl.col("end") - pl.col("start"), dataset)
-    drawn = incidents.lazy().select(
-        "entity", (pl.col("start") - margin).alias("from"), (pl.col("end") + margin).alias("to")
-    )
-    near = rows.join(drawn, on="entity").filter(pl.col("event_time").is_between("from", "to")).drop("from", "to")
+    each = incidents.select("entity", "start", "end").iter_rows()
+    drawn = pl.LazyFrame(
+        [(entity, start - _margin(end - start, dataset), end + _margin(end - start, dataset))
+         for entity, start, end in each],
+        schema={"entity": pl.String, "_from": MOMENT, "_to": MOMENT}, orient="row",
+    )  # fmt: skip
+    near = rows.join(drawn, on="entity").filter(pl.col("event_time").is_between("_from", "_to")).drop("_from", "_to")
     return near.unique(["entity", "event_time"])
 
 
-def _margin(lasted: pl.Expr, dataset: Dataset) -> pl.Expr:
+def _margin(lasted: timedelta, dataset: Dataset) -> timedelta:
     """How long before and after a sensor's incident, which `lasted` so long, is drawn."""
     assert dataset.cadence is not None
-    return pl.max_horizontal(
-        pl.lit(dataset.cadence * CONTEXT_READINGS), pl.min_horizontal(lasted, pl.lit(CONTEXT_TIME))
-    )
+    return max(dataset.cadence * CONTEXT_READINGS, min(lasted, CONTEXT_TIME))
 
 
 def join_scores(clean: pl.DataFrame, scores: pl.DataFrame, dataset: Dataset) -> pl.DataFrame:

@@ -17,7 +17,7 @@ from typing import Any
 
 import polars as pl
 
-from pipeline.data_docs import Summary, page_file, page_outcome, write_page
+from pipeline.data_docs import Summary, page_file, page_outcome, write_docs
 from pipeline.errors import GateRefusedError, NightsiftError
 from pipeline.judge import Judged, judge, sort_out
 from pipeline.judge_parts import judge_in_parts
@@ -130,7 +130,7 @@ def _write_docs(ws: Workspace, day: date, counts: dict[str, Any], judged: Judged
     shown = {name: counts[key] for name, key in rows.items()}
     outcome = REFUSED if judged.refusals else "passed" if counts["rows_in"] else "no rows"
     summary = Summary(ws.dataset.name, day, outcome, shown, judged.refusals, judged.warnings)
-    write_page(ws.home.data_docs, summary, judged.result)
+    write_docs(ws.home.data_docs, summary, judged.result)
 
 
 def _page_outcome(ws: Workspace, day: date) -> str:
