@@ -2,7 +2,7 @@
 
 from airflow.sdk import DAG, CronTriggerTimetable, task
 
-from pipeline.wiring import bounds, home_folder, owners, read_datasets, workspace
+from pipeline.wiring import bounds, home_folder, lakes, owners, read_datasets
 
 DOC = """\
 Upkeep of the tables of every dataset, on Sundays at noon, UTC, and on demand.
@@ -21,7 +21,7 @@ def tables() -> dict[str, int]:
     """
     from pipeline.upkeep import keep_up_all
 
-    done = keep_up_all(workspace(dataset.name).lake for dataset in read_datasets()[0])
+    done = keep_up_all(lakes())
     return {"merged": sum(each.merged for each in done), "unused": sum(each.unused for each in done)}
 
 

@@ -125,10 +125,10 @@ def _unforeseen(error: Exception) -> str:
                 "in the YAML. What was committed stays, run the command again to go on")  # fmt: skip
     from pipeline.lake import UNREADABLE, unreachable
 
+    how = "set NIGHTSIFT_LOG=DEBUG to see where, and report it with the command that you ran"
     if isinstance(error, UNREADABLE):
-        return unreachable("a table", error)
-    return (f"this should not happen: {type(error).__name__}: {error}\n"
-            "set NIGHTSIFT_LOG=DEBUG to see where, and report it with the command that you ran")  # fmt: skip
+        return f"{unreachable('a table', error)}. If it is none of these, {how}"
+    return f"this should not happen: {type(error).__name__}: {error}\n{how}"
 
 
 def _open(name: str, home: Path | None, datasets: Path | None) -> "Workspace":
@@ -934,8 +934,8 @@ def upkeep(
     place = Home.at(home)
     names = dataset_names(datasets) if name is None else [load_dataset(name, datasets).name]
     with working(as_json):
+        left = sweep(place, dry_run=dry_run)  # first: a table that is broken keeps nothing else from its upkeep
         done = keep_up_all((Lake(place.lake, each) for each in names), dry_run=dry_run)
-        left = sweep(place, dry_run=dry_run)
     would = "would be " if dry_run else ""
     show({"datasets": [asdict(each) for each in done], "leftovers": left}, as_json,
          *(f"{each.dataset}: {would}merged: {each.merged:,} small files; {would}removed: {each.unused:,} unused ones"

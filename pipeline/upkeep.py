@@ -29,9 +29,11 @@ class Upkeep:
 def keep_up(lake: Lake, now: datetime | None = None, *, dry_run: bool = False) -> Upkeep:
     """Look after the tables of a dataset; raises `NightsiftError` where they cannot be reached or written."""
     now = now or datetime.now(UTC)
-    merged = [lake.merge_files(table, now, dry_run=dry_run) for table in counted("tables", TABLES)]
-    unused = [lake.remove_unused(table, dry_run=dry_run) for table in TABLES]
-    return Upkeep(lake.dataset, sum(merged), sum(unused))
+    merged = unused = 0
+    for table in counted("tables", TABLES):
+        merged += lake.merge_files(table, now, dry_run=dry_run)
+        unused += lake.remove_unused(table, dry_run=dry_run)
+    return Upkeep(lake.dataset, merged, unused)
 
 
 def keep_up_all(lakes: Iterable[Lake], *, dry_run: bool = False) -> list[Upkeep]:
@@ -48,7 +50,7 @@ def keep_up_all(lakes: Iterable[Lake], *, dry_run: bool = False) -> list[Upkeep]
 
 
 def leftovers(home: Home, now: datetime) -> list[Path]:
-    """What killed processes have left, files and folders: in a local lake, of reports, and half-fetched detectors."""
+    """What killed processes have left: in a local lake, of pages and of days that were held, half-fetched detectors."""
     return [path for path in _may_be_left(home) if _touched(path) < (now - ENDED).timestamp()]
 
 
@@ -56,8 +58,9 @@ def _may_be_left(home: Home) -> Iterator[Path]:
     if "://" not in home.lake:
         for folder in Path(home.lake).glob("*/"):
             yield from Lake(home.lake, folder.name).leftovers()
-    yield from home.reports.rglob("*.part")
-    yield from home.reports.glob("*/.*.html.*")
+    yield from (home.root / "scratch").glob("*/*")
+    for pages in (home.reports, home.data_docs):
+        yield from pages.glob("*/.*.html.*")
     yield from (home.root / "detectors").rglob(".fetch-*")
 
 

@@ -24,11 +24,12 @@ from airflow.sdk import (
 from croniter import croniter
 
 from pipeline.alerts import keep_error, tell_failure
-from pipeline.config import Dataset, dataset_names, load_dataset
+from pipeline.config import Dataset, Home, dataset_names, load_dataset
 from pipeline.errors import ConfigError
 from pipeline.redaction import secrets
 
 if TYPE_CHECKING:
+    from pipeline.lake import Lake
     from pipeline.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -68,17 +69,27 @@ def owners(datasets: Iterable[Dataset]) -> str:
 
 
 def workspace(name: str) -> "Workspace":
-    """The workspace of a task, wherever the worker was started; Airflow's logs of the task show no secret from then on.
-
-    Also in what libraries say: the traceback of a driver's error may hold a connection string.
-    """
-    from airflow.sdk.log import mask_secret
-
+    """The workspace of a task, wherever the worker was started; Airflow's logs of it show no secret from then on."""
     from pipeline.workspace import open_workspace
+
+    _mask_secrets()
+    return open_workspace(name, home_folder(), datasets_folder())
+
+
+def lakes() -> list["Lake"]:
+    """The tables of every dataset, whether its YAML can be read or not; Airflow's logs show no secret from then on."""
+    from pipeline.lake import Lake
+
+    _mask_secrets()
+    return [Lake(Home.at(home_folder()).lake, name) for name in dataset_names(datasets_folder())]
+
+
+def _mask_secrets() -> None:
+    """Also in what libraries say: the traceback of a driver's error may hold a connection string."""
+    from airflow.sdk.log import mask_secret
 
     for secret in secrets():
         mask_secret(secret)
-    return open_workspace(name, home_folder(), datasets_folder())
 
 
 def settings(dataset: Dataset, kind: str, hours: int) -> dict[str, Any]:

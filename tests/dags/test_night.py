@@ -1,9 +1,11 @@
-"""Whole runs of the DAGs with the real steps, on a small dataset: training, a night, a backfill, a refused night."""
+"""Whole runs of the DAGs with the real steps, on a small dataset: training, nights, backfills, upkeep."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from pipeline.lake import ENDED
 from pipeline.simulate import simulate
 from pipeline.tables import scores_schema
 from pipeline.tracking import client
@@ -31,6 +34,7 @@ RUNS = [
     ("backfill", {"dataset": "pumps", "first": NIGHT, "last": NEXT, "overwrite": True, "at_once": 4}),
     ("pumps_ingest", {"day": REFUSED}),
     ("pumps_nightly", {"day": REFUSED}),
+    ("upkeep", {}),
 ]
 
 
@@ -46,7 +50,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     simulate("pumps", days=6, entities=2, seed=1, folder=source, anomalies=0.5, anomalies_from=3)
     last = source / f"pumps-{REFUSED}.parquet"
     pl.read_parquet(last).with_columns(flow=pl.lit(-999.0)).write_parquet(last)
+    left = left_over(root)
+    left.parent.mkdir(parents=True)
+    left.touch()
+    long_ago = time.time() - 2 * ENDED.total_seconds()
+    os.utime(left, (long_ago, long_ago))
     return root
+
+
+def left_over(root: Path) -> Path:
+    """Half a report, of a process that was killed long ago."""
+    return root / "var" / "reports" / "pumps" / f".{NIGHT}.html.0a1b"
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +152,17 @@ def test_a_backfill_overwrites_when_told_to(runs: list[dict[str, Any]]) -> None:
 
 def test_a_refused_night_fails_at_once_and_leaves_earlier_results(runs: list[dict[str, Any]], ws: Workspace) -> None:
     """The gate fails `validate` at its first try, nothing after it runs, and the scores of other days stay."""
-    landed, refused = runs[5:]
+    landed, refused = runs[5:7]
     assert landed["xcom"]["ingest"]["nights"] == [REFUSED]
     assert refused["state"] == "failed"
     assert [task["tries"] for task in refused["tasks"] if task["id"] == "validate"] == [1]
     assert states(refused, "validate") == ["failed"]
     assert states(refused, "notify") == ["upstream_failed"]
     assert days_scored(ws) == [date.fromisoformat(NIGHT), date.fromisoformat(NEXT)]
+
+
+def test_upkeep_looks_after_all_tables_and_removes_what_was_left(runs: list[dict[str, Any]], root: Path) -> None:
+    """Nothing that a night has just written is old enough to go; half a report of a killed process is."""
+    assert runs[7]["state"] == "success", runs[7]
+    assert runs[7]["xcom"] == {"tables": {"merged": 0, "unused": 0}, "leftovers": [str(left_over(root))]}
+    assert not left_over(root).exists()

@@ -1,6 +1,7 @@
 """What the DAG files share: which day, stretch or days a run is about."""
 
 from datetime import UTC, date, datetime
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -126,3 +127,17 @@ def test_the_tasks_of_a_run_are_told_with_their_times() -> None:
         dag_id="d", run_id="r", get_task_breadcrumbs=lambda dag, run: done * ((dag, run) == ("d", "r"))
     )
     assert wiring.task_seconds(asked) == {"validate": 2.0, "score": 7.5}
+
+
+def test_the_tables_of_a_dataset_are_looked_after_also_where_its_yaml_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As its rows are still there."""
+    (tmp_path / "fans.yaml").write_text("kind: senser\n")
+    (tmp_path / "pumps.yaml").write_text((SHIPPED / "pumps.yaml").read_text())
+    monkeypatch.setenv("NIGHTSIFT_DATASETS", str(tmp_path))
+    monkeypatch.setenv("NIGHTSIFT_HOME", str(tmp_path))
+    monkeypatch.delenv("NIGHTSIFT_LAKE", raising=False)
+    assert [lake.uri("clean") for lake in wiring.lakes()] == [
+        f"{tmp_path}/lake/{name}/clean" for name in ("fans", "pumps")
+    ]

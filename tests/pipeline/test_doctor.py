@@ -180,7 +180,8 @@ def test_a_day_whose_data_came_late_is_stale(ws: Workspace) -> None:
 def test_what_killed_processes_left_is_told_once_it_is_old(ws: Workspace) -> None:
     """Staged shards, torn files and half-fetched detectors; not what a running process may still need."""
     lake = Path(ws.home.lake) / "demo"
-    left = [lake / "_staging" / "2026-01-05" / "1-a" / "0-of-2.parquet.x.part", ws.home.reports / "demo" / "a.part",
+    left = [lake / "_staging" / "2026-01-05" / "1-a" / "0-of-2.parquet.x.part",
+            ws.home.data_docs / "demo" / ".a.html.0",
             ws.home.root / "detectors" / "demo" / ".fetch-abc" / "model"]  # fmt: skip
     for file in left:
         file.parent.mkdir(parents=True)
@@ -190,7 +191,7 @@ def test_what_killed_processes_left_is_told_once_it_is_old(ws: Workspace) -> Non
     later = Place(ws.home, ws.dataset.file.parent, datetime.now(UTC) + ENDED)
     message = level(list(doctor.check_leftovers(later)), "leftovers")[1]
     assert message.startswith("3 leftovers")
-    assert all(name in message for name in ("_staging/2026-01-05", "a.part", ".fetch-abc"))
+    assert all(name in message for name in ("_staging/2026-01-05", ".a.html.0", ".fetch-abc"))
 
 
 def test_a_night_that_still_stages_shards_is_no_leftover(ws: Workspace) -> None:

@@ -198,6 +198,8 @@ def test_what_killed_processes_left_is_swept_once_it_is_old(lake: Lake, tmp_path
         Path(lake.uri("clean")) / f"day={DAY}" / "part-00005.snappy.parquet#1",
         Path(lake.uri("clean")) / "_delta_log" / "00000000000000000009.json#1",
         home.reports / "demo" / ".2026-01-05.html.0a1b",
+        home.data_docs / "demo" / ".2026-01-05.html.0a1b",
+        home.root / "scratch" / "demo" / "validate-2026-01-05-0a1b",
         home.root / "detectors" / "demo" / ".fetch-abc",
     ]
     for path in left:
