@@ -8,7 +8,6 @@ import difflib
 import hashlib
 import os
 import re
-import textwrap
 import zoneinfo
 from collections import Counter
 from dataclasses import dataclass
@@ -849,7 +848,8 @@ def _explain(file: Path, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{_show(file)}: {place}: this key is missing"
     given = problem["input"]
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {textwrap.shorten(repr(given), SHOWN)})"
+    told = repr(given) if len(repr(given)) <= SHOWN else f"{repr(given)[:SHOWN]}…"
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {told})"
     return f"{_show(file)}: {place + ': ' if place else ''}{message}{shown}"
 
 

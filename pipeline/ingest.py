@@ -6,6 +6,8 @@ comes on time, late or twice, and in which order files come, `landing` ends up t
 
 import hashlib
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 
@@ -77,18 +79,27 @@ def _land_files(ws: Workspace) -> Ingested:
     known = _digests(before)
     new = [file for file in files if known.get(file.name) != file.digest]
     landed, days, refused = dict[SourceFile, int](), set[date](), []
-    for file in counted("source files", new):
-        try:
-            frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
-        except GateRefusedError as error:
-            refused.append(str(error))
-            continue
-        landed[file] = len(frame)
-        days |= _land(ws, frame, file, before)
-        log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
-    require_landed(ws.lake, ws.dataset, landed)
+    with _required(ws, landed):
+        for file in counted("source files", new):
+            try:
+                frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
+            except GateRefusedError as error:
+                refused.append(str(error))
+                continue
+            days |= _land(ws, frame, file, before)
+            landed[file] = len(frame)
+            log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
     rows = sum(landed.values())
     return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)], refused=refused)
+
+
+@contextmanager
+def _required(ws: Workspace, landed: dict[SourceFile, int]) -> Iterator[None]:
+    """At the end, also where something else has failed, `require_landed` of what has landed."""
+    try:
+        yield
+    finally:
+        require_landed(ws.lake, ws.dataset, landed)
 
 
 def _files(ws: Workspace) -> list[SourceFile]:
@@ -122,21 +133,22 @@ def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
     before = ws.lake.landed()
     known = _digests(before)
     landed, days, unchanged, refused = dict[SourceFile, int](), set[date](), 0, []
-    for day in days_between(first, last):
-        read = read_delta(ws.dataset, ws.home, day, day) if source == "delta" else read_sql(ws.dataset, day, day)
-        if read.is_empty():
-            continue
-        try:
-            frame = place_in_days(read, ws.dataset, f"{source}-{day}")
-        except GateRefusedError as error:
-            refused.append(str(error))
-            continue
-        slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(frame), size=len(frame))
-        if known.get(slice_.name) == slice_.digest:
-            unchanged += 1
-            continue
-        landed[slice_], days = len(frame), days | _land(ws, frame, slice_, before)
-    require_landed(ws.lake, ws.dataset, landed)
+    with _required(ws, landed):
+        for day in days_between(first, last):
+            read = read_delta(ws.dataset, ws.home, day, day) if source == "delta" else read_sql(ws.dataset, day, day)
+            if read.is_empty():
+                continue
+            try:
+                frame = place_in_days(read, ws.dataset, f"{source}-{day}")
+            except GateRefusedError as error:
+                refused.append(str(error))
+                continue
+            slice_ = SourceFile(name=f"{source}-{day}", uri=source, digest=_content_digest(frame), size=len(frame))
+            if known.get(slice_.name) == slice_.digest:
+                unchanged += 1
+                continue
+            days |= _land(ws, frame, slice_, before)
+            landed[slice_] = len(frame)
     rows = sum(landed.values())
     return Ingested(len(landed), unchanged, rows, [str(day) for day in sorted(days)], refused=refused)
 

@@ -96,10 +96,10 @@ def judge(parts: Sorted, suite: Suite, dataset: Dataset) -> Judged:
 def divide(parts: Sorted, outcomes: Sequence[Outcome], dataset: Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The clean rows, and those for quarantine."""
     reasons = _reasons(outcomes, parts.rows, dataset)
-    bad = parts.rows[sorted(reasons)].with_columns(
-        pl.Series("reasons", [reasons[position] for position in sorted(reasons)], dtype=pl.List(pl.String))
-    )
-    clean = parts.rows.with_row_index("position").filter(~pl.col("position").is_in(sorted(reasons)))
+    failing = sorted(reasons)
+    told = pl.Series("reasons", [reasons[position] for position in failing], dtype=pl.List(pl.String))
+    bad = parts.rows[failing].with_columns(told)
+    clean = parts.rows.filter(~pl.int_range(pl.len()).is_in(failing))
     columns = list(clean_schema(dataset))
     quarantine = pl.concat([parts.unreadable, bad]).select(list(quarantine_schema(dataset))).sort(ORIGIN)
     return clean.select(columns).sort(columns[1:]), quarantine

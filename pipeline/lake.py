@@ -60,7 +60,9 @@ def _collided(error: Exception) -> bool:
     return isinstance(error, CommitFailedError) or "already exists" in words or "concurrent" in words
 
 
-_STUBBORN = stamina.RetryingCaller(attempts=10, timeout=120, wait_initial=0.05, wait_max=3).on(_collided)
+# A commit is bounded by its tries alone: writing a large day may last longer than any time that would do for others.
+_STUBBORN = stamina.RetryingCaller(attempts=10, timeout=None, wait_initial=0.05, wait_max=3).on(_collided)
+_PERSISTENT = stamina.RetryingCaller(attempts=3, timeout=None, wait_initial=0.2, wait_max=5)
 _PATIENT = stamina.RetryingCaller(attempts=5, timeout=60, wait_initial=0.2, wait_max=5)
 
 
@@ -135,9 +137,9 @@ class Lake:
         files = _files(written)
         return int(files.filter(pl.col("partition.day") == day)["num_records"].sum())
 
-    def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing", **note: str) -> None:
+    def replace_source(self, frame: pl.DataFrame, source: str, table: str = "landing") -> None:
         """Make `frame` (with its `day` column) all that `table` holds of the file `source`, in one commit."""
-        self._commit(table, lambda: iter([frame]), f"source = {quote(source)}", note, partitions=["day", "source"])
+        self._commit(table, lambda: iter([frame]), f"source = {quote(source)}", {}, partitions=["day", "source"])
 
     def append(self, table: str, frame: pl.DataFrame) -> None:
         """Add rows to an append-only table."""
@@ -336,7 +338,7 @@ class Lake:
                 raise
 
         try:
-            return _PATIENT.on(partial(_unanswered, uri))(_STUBBORN, write)
+            return _PERSISTENT.on(partial(_unanswered, uri))(_STUBBORN, write)
         except (OSError, DeltaError) as error:
             raise NightsiftError(f"could not write {uri}: {_one_line(error)}. It holds all of this or nothing; run the "
                                  "step again") from error  # fmt: skip

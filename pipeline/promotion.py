@@ -335,14 +335,14 @@ def stand(
     """
     alarms, promised, days, equal = 0, 0.0, 0.0, []
     called: dict[bool, list[bool]] = {True: [], False: []}
-    rows = learned.clean.with_row_index("row")
+    rows = learned.clean.with_row_index("_row")
     for members, entities in _by_members(both, learned.steps.names).items():
         own = rows.filter(pl.col("entity").is_in(entities))
         chosen = [one.members.get(member or "", one) for one, member in zip(both, members, strict=True)]
         member, reference = chosen[number], chosen[0]
-        clean = own.drop("row")
+        clean = own.drop("_row")
         steps = build_steps(clean, dataset, member.encodings)
-        own_part = part[own["row"].to_numpy()][steps.first]
+        own_part = part[own["_row"].to_numpy()][steps.first]
         for real, hit in _called(member, clean, steps, told):
             called[real].append(hit)
         if not (own_part == HOLDOUT).any():

@@ -732,13 +732,13 @@ def evaluate_members(detector: "Detector", dataset: Dataset, learned: Learned) -
 
     Who has no holdout is left out, unless nobody has one.
     """
-    part, rows = learned.part[learned.steps.step], learned.clean.with_row_index("row")
+    part, rows = learned.part[learned.steps.step], learned.clean.with_row_index("_row")
     found = {}
     for group, member, own in by_member(detector, rows):
-        steps = build_steps(own.drop("row"), dataset, member.encodings)
-        own_part = part[own["row"].to_numpy()][steps.first]
+        steps = build_steps(own.drop("_row"), dataset, member.encodings)
+        own_part = part[own["_row"].to_numpy()][steps.first]
         if (own_part == HOLDOUT).any():
-            found[group] = evaluate(member, dataset, own.drop("row"), steps, own_part)[0]
+            found[group] = evaluate(member, dataset, own.drop("_row"), steps, own_part)[0]
     return found or {"": evaluate(detector, dataset, learned.clean, learned.steps, learned.part)[0]}
 
 
@@ -793,19 +793,19 @@ def _find_injected_events(
     from models.injections import EVENT_INJECTIONS
 
     rng = np.random.default_rng(dataset.model.seed)
-    rows = clean.with_row_index("row").filter(pl.Series(targets))
+    rows = clean.with_row_index("_row").filter(pl.Series(targets))
     chosen = rows.sample(fraction=1, shuffle=True, seed=dataset.model.seed).unique("entity", maintain_order=True)
     drivers = _event_drivers(dataset)
     names = [name for name in EVENT_INJECTIONS if drivers[name]]
     amount, category = ([c for c in drivers[kind] if c in clean.columns] for kind in ("amount", "merchant"))
     made = []
-    for n, row in enumerate(chosen.head(INJECTED if names else 0)["row"]):
+    for n, row in enumerate(chosen.head(INJECTED if names else 0)["_row"]):
         event = EVENT_INJECTIONS[names[n % len(names)]](clean[row], amount, category, rng)
-        made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("row")))
+        made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("_row")))
     if not made:
         return {}, float("nan"), ()
     injected = pl.concat(made)
-    kept = clean.with_row_index("row").join(injected.select("row"), on="row", how="anti").drop("row")
+    kept = clean.with_row_index("_row").join(injected.select("_row"), on="_row", how="anti").drop("_row")
     disturbed = pl.concat([kept, injected.select(kept.columns)])
     steps = build_steps(disturbed, dataset, detector.encodings)
     marks = injected.select("entity", "event_time", "injected").unique(["entity", "event_time"])
