@@ -62,7 +62,7 @@ test: $(READY) $(TORCH)  ## Run all tests
 # The year, which takes longest, begins first.
 CHAOS := tests/pipeline/test_year.py tests/pipeline/test_determinism.py tests/benchmarks/test_parse.py tests/faults tests/fuzz \
 	tests/production tests/security
-chaos: $(READY)  ## Break nights on purpose, thousands of times, and write docs/guarantees.md (two hours; needs PostgreSQL)
+chaos: $(READY)  ## Break nights on purpose, thousands of times, and write docs/guarantees.md (two hours; needs PostgreSQL, Redis and root)
 	@rm -rf var/chaos && mkdir -p var/chaos
 	@NIGHTSIFT_CHAOS=1 NIGHTSIFT_FIGURES=$(CURDIR)/var/chaos \
 		$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -o timeout=14400 $(CHAOS)

@@ -95,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     lines.setLevel(level)  # there are libraries that set the level of their own loggers
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[lines])
     logging.getLogger("urllib3").setLevel(os.environ.get("NIGHTSIFT_LOG", "ERROR"))  # each try that it repeats
+    # It logs the traceback of an error that it also raises; a level would not outlast MLflow's import.
+    logging.getLogger("mlflow.store.db.utils").addFilter(lambda _: bool(os.environ.get("NIGHTSIFT_LOG")))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app(args=list(argv) if argv is not None else None, prog_name="nightsift", standalone_mode=True)

@@ -277,8 +277,9 @@ class Lake:
         if delta is None:
             return 0
         with self._keeping_up(table):
-            if not dry_run and RETENTION not in delta.metadata().configuration:
-                delta.alter.set_table_properties(_retention())
+            missing = _properties().keys() - delta.metadata().configuration.keys()
+            if missing and not dry_run:
+                delta.alter.set_table_properties({name: _properties()[name] for name in sorted(missing)})
             hours = None if RETENTION in delta.metadata().configuration else KEPT // timedelta(hours=1)
             unused = delta.vacuum(hours, full=True)
             if not dry_run:
@@ -392,8 +393,9 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _retention() -> dict[str, str]:
-    return {RETENTION: f"interval {KEPT.days} days"}
+def _properties() -> dict[str, str]:
+    """Of each table, in Delta's own words. To open one its log is read from the last checkpoint on."""
+    return {RETENTION: f"interval {KEPT.days} days", "delta.checkpointInterval": "10"}
 
 
 def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
@@ -492,7 +494,7 @@ def _write(
     if table is None:
         # Creating is a commit of its own: losing it to another creator loses no rows.
         table = DeltaTable.create(
-            uri, first.schema, partition_by=partitions, mode="ignore", configuration=_retention(),
+            uri, first.schema, partition_by=partitions, mode="ignore", configuration=_properties(),
             storage_options=STORE if "://" in uri else None,
         )  # fmt: skip
     how: dict[str, Any] = {

@@ -26,6 +26,7 @@ import polars as pl
 import stamina
 
 from pipeline import logbook
+from pipeline.canonical import one_line
 from pipeline.config import Home
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.links import MLFLOW_VIEW, run_link
@@ -99,10 +100,9 @@ def _answering(ws: Workspace) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException) as error:  # the latter where a file is sent or fetched
-        raise NightsiftError(_SILENT.format(uri=ws.home.tracking_uri, error=" ".join(str(error).split()))) from error
-
-
-_SILENT = "MLflow at {uri} did not answer: {error}; see that it runs: nightsift doctor"
+        raise NightsiftError(
+            f"MLflow at {ws.home.tracking_uri} did not answer: {one_line(error)}; see that it runs: nightsift doctor"
+        ) from error
 
 
 def _asks(question: Callable[Concatenate[Workspace, P], R]) -> Callable[Concatenate[Workspace, P], R]:

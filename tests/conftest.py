@@ -1,5 +1,6 @@
 """What the tests share: a small sensor and a small transaction dataset, with source files, in a folder of their own."""
 
+import gc
 import logging
 import subprocess
 import sys
@@ -47,6 +48,13 @@ window: {steps: 4, rows: 2}
 model: {filters: [8], kernel: 3, latent: 4, epochs: 4, batch: 32}
 threshold: {false_alarms: 0.2}
 """
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled() -> None:
+    """The collector passes over what earlier modules left in this process: each look at all of it takes seconds."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -47,8 +47,8 @@ class Postgres:
         subprocess.run(made, check=True, capture_output=True, cwd="/")
         self.start()
 
-    def address(self, database: str = "postgres") -> str:
-        return f"postgresql://{self.user}:s3cret@{HOST}:{self.port}/{database}"
+    def address(self) -> str:
+        return f"postgresql://{self.user}:s3cret@{HOST}:{self.port}/postgres"
 
     def start(self) -> None:
         command = self._as_owner("postgres", "-p", str(self.port), *self._options)

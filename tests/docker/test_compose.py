@@ -306,7 +306,7 @@ def test_a_service_without_an_address_is_judged_by_its_heartbeat(
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         health = script("health")
         monkeypatch.setattr(health, "API", f"http://127.0.0.1:{server.server_port}/")
         assert health.healthy("dag-processor") is works

@@ -22,7 +22,7 @@ def check(page: Path, backend: str) -> None:
 
     Raises AssertionError where a page prints something else than it shows, or shows nothing.
     """
-    keras.utils.clear_session()  # names of layers count from 0, as they do for a reader
+    keras.utils.clear_session(free_memory=False)  # names of layers count from 0, as they do for a reader
     text = page.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": page.stem}
     printed, ran, compared = "", True, 0

@@ -245,15 +245,9 @@ class Template:
     kept: Path
     place: Path
 
-    def fresh(self) -> Workspace:
+    def fresh(self) -> None:
         """Put the template back into its place, as it was made."""
         refill(self.place, self.kept)
-        return workspace(self.place)
-
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace in the place."""
-        return workspace(self.place)
 
     @property
     def night(self) -> date:

@@ -13,13 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from tests.figures import record
 from tests.servers import HOST, free_port, wait_until
 
 Kind = Literal["busy", "reset", "lost", "unsaid", "cut", "slow", "held", "down"]
@@ -63,22 +62,27 @@ class Fault:
 
 @dataclass
 class Count:
-    """How many faults of a service struck, in how many rounds, and in how many of these something was lost."""
+    """How many faults of `service` struck, in how many rounds, and in how many of these something was lost."""
 
     service: str
     faults: int = 0
     rounds: int = 0
     losses: int = 0
-    began: float = field(default_factory=time.monotonic)
 
     def add(self, *faults: Fault, struck: int = 0, lost: bool) -> None:
-        """One round more, of `faults` or of so many that `struck`; all that was counted is recorded."""
+        """One round more, of `faults` or of so many that `struck`."""
         self.faults += struck + sum(fault.struck for fault in faults)
         self.rounds += 1
         self.losses += lost
-        what = f"Faults of {self.service} at its start, in the middle and at commit; then all was run again undisturbed"
-        told: dict[str, float | str] = {"faults": self.faults, "rounds": self.rounds, "losses": self.losses}
-        record(f"services-{self.service}", what, told, time.monotonic() - self.began)
+
+    @property
+    def what(self) -> str:
+        """What is counted."""
+        return f"Faults of {self.service} at its start, in the middle and at commit; then all was run again undisturbed"
+
+    def told(self) -> dict[str, float]:
+        """What was counted."""
+        return {"faults": self.faults, "rounds": self.rounds, "losses": self.losses}
 
 
 class Proxy:
@@ -88,7 +92,7 @@ class Proxy:
     """
 
     def __init__(self, upstream: int) -> None:
-        self.port, self.struck = free_port(), 0
+        self.port = free_port()
         command = [sys.executable, "-m", "tests.faults.services", str(self.port), str(upstream)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._tell(listening=True)
@@ -106,7 +110,6 @@ class Proxy:
         finally:
             for fault, counted in zip(faults, self._tell(faults=[])["faults"], strict=True):
                 fault.seen, fault.struck = counted["seen"], counted["struck"]
-                self.struck += fault.struck
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:

@@ -14,13 +14,15 @@ from pipeline.ingest import ingest
 from pipeline.workspace import Workspace
 from tests.conftest import SENSOR, START, tables
 from tests.faults.services import Count
+from tests.figures import recorded
 from tests.servers import Postgres, postgres_server
 
 FILES = 'source: {path: "{home}/source/*.parquet"}'
 QUERY = 'source: {sql: "SELECT *, pg_sleep(0.01)::text FROM readings", connection_env: READINGS}'
 DAYS = START.date(), START.date() + timedelta(days=1)
 ROWS = 200
-count = Count("database")
+count = Count("the database")
+_figures = recorded("services-database", count.what, count.told)
 
 
 @pytest.fixture(scope="module")

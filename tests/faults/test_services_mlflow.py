@@ -23,13 +23,14 @@ from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import deliver, sensor_day, tables
 from tests.faults.conftest import DAY, HISTORY, trained
 from tests.faults.services import Count, Fault, Proxy, proxied, started
-from tests.figures import long
+from tests.figures import long, recorded
 from tests.servers import HOST, free_port
 
 NEXT = DAY + timedelta(days=1)
 FOREVER = 1e9
 EVERY = "GET HEAD PUT POST DELETE PATCH"
-count = Count("mlflow")
+count = Count("MLflow")
+_figures = recorded("services-mlflow", count.what, count.told)
 
 
 @dataclass

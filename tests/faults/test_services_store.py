@@ -14,6 +14,8 @@ from threading import Thread
 
 import polars as pl
 import pytest
+import stamina
+from deltalake import DeltaTable
 
 from pipeline import lake as lakes
 from pipeline.cli import main
@@ -24,11 +26,12 @@ from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import deliver, sensor_day, tables
 from tests.faults.conftest import DAY, HISTORY, trained
 from tests.faults.services import Count, Fault, Proxy, object_store
-from tests.figures import long
+from tests.figures import long, recorded
 
 ROWS = {"n": pl.Int64}
 FOREVER = 1e9
-count = Count("store")
+count = Count("the object store")
+_figures = recorded("services-store", count.what, count.told)
 numbers_of_lakes = itertools.count()
 EVERY = "GET HEAD PUT POST DELETE"
 LOG, LISTED, DATA = r"_delta_log/\d+\.json", r"list-type=2", r"\.parquet"
@@ -117,6 +120,9 @@ def test_a_store_that_never_answers_is_given_up_in_a_sentence(
     """Each operation ends after a bounded number of tries, with the address; nothing of it is seen."""
     monkeypatch.setitem(lakes.STORE, "timeout", "0.5s")
     monkeypatch.setitem(lakes.STORE, "retry_timeout", "1s")
+    few = stamina.RetryingCaller(attempts=2, timeout=None, wait_initial=0.05, wait_max=0.1)
+    for tries in ("_PATIENT", "_PERSISTENT"):
+        monkeypatch.setattr(lakes, tries, few)
     listing, commit = (Fault(kind, where, EVERY, FOREVER, seconds=3) for where in (LISTED, LOG))
     with store.spoiled(listing), pytest.raises(NightsiftError, match=r"s3://box/\S+/scores cannot be reached: .*Check"):
         read(lake)
@@ -186,6 +192,8 @@ class Base:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     root = tmp_path_factory.mktemp("base")
     ws = trained(root)
+    for table in ("clean", "partitions", "quarantine"):  # else each reader asks for every commit of the days before
+        DeltaTable(ws.lake.uri(table)).create_checkpoint()
     shutil.copytree(ws.lake.root, root / "before")
     deliver(ws, sensor_day(HISTORY, fault=("m1", 60, 80)), "night")
     run_night(ws, DAY)
@@ -226,7 +234,7 @@ NIGHTS: dict[str, list[Fault]] = {
         Fault("busy", "", EVERY, FOREVER, share=0.1),
         Fault("reset", "", EVERY, FOREVER, share=0.03),
         Fault("cut", "", "GET", FOREVER, share=0.03),
-        Fault("slow", "", EVERY, FOREVER, share=0.1, seconds=0.3),
+        Fault("slow", "", EVERY, FOREVER, share=0.1, seconds=0.05),
     ],
 }
 

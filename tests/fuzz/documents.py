@@ -276,7 +276,11 @@ def labels() -> st.SearchStrategy[Delivered]:
     good = st.tuples(st.integers(0, 30).map(lambda n: f"0-{n}"), st.sampled_from(["0", "1"]))
     rows = good | good | st.tuples(PAYMENTS, MARKS)
     names = st.sampled_from(["l.csv", "it's 1%.csv", "día\n.csv"])
-    return st.builds(Delivered, names, _sheet_of(["payment", "is_fraud"], rows), st.none())
+    whole = st.lists(good, unique_by=lambda row: row[0]).map(
+        lambda known: ("\n".join(["payment,is_fraud", *(f"{one},{mark}" for one, mark in known)]).encode(), len(known))
+    )
+    content = st.tuples(_sheet_of(["payment", "is_fraud"], rows), st.none()) | whole
+    return st.builds(lambda name, told: Delivered(name, *told), names, content)
 
 
 def calendars() -> st.SearchStrategy[bytes]:

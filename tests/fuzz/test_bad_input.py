@@ -4,9 +4,8 @@ Never an exception without words, a hang, a half-written table, or a row that is
 time; one that fails is printed as the arguments of its test. NIGHTSIFT_CHAOS=1 runs more than 5,000 of them.
 """
 
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import SENSOR, sensor_day
-from tests.figures import long, record
+from tests.figures import long, recorded
 from tests.fuzz import documents, sources, written
 from tests.fuzz.files import deliveries
 from tests.fuzz.harness import NAME, Place, place, run
@@ -41,22 +40,20 @@ def cases(name: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _figures() -> Iterator[None]:
-    """Keep what was counted, once every test of this module has passed through."""
-    begin = time.monotonic()
-    yield
+def counted() -> dict[str, int]:
+    """What was counted by all tests of this module together."""
     total = sum(TALLY.values(), Counter())
-    figures: dict[str, float | str] = {
-        name: total[name] for name in ("cases", "results", "errors", "rows", "quarantined")
-    }
     divided = {f"cases of {name}": counts["cases"] for name, counts in TALLY.items()}
-    failed = {name: total[name] for name in ("tracebacks", "hangs", "rows lost")}
-    what = (
-        "Files, datasets, suites and tables that people keep, broken at random: each case ends in a result, in "
-        "quarantine with a reason, or in a sentence that names the file"
-    )
-    record("fuzz", what, figures | divided | failed, time.monotonic() - begin)
+    ends = {name: total[name] for name in ("cases", "results", "errors", "rows", "quarantined")}
+    return ends | divided | {name: total[name] for name in ("tracebacks", "hangs", "rows lost")}
+
+
+_figures = recorded(
+    "fuzz",
+    "Files, datasets, suites and tables that people keep, broken at random: each case ends in a result, in quarantine "
+    "with a reason, or in a sentence that names the file",
+    counted,
+)
 
 
 @pytest.fixture(scope="module")

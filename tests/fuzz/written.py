@@ -75,6 +75,8 @@ def check_labels(here: Place, file: Delivered, tally: Counter[str]) -> None:
     assert landed.filter(source="first.csv").height == 2, "a bad file of labels has kept a good one out"
     if end.code:
         assert landed.filter(source=file.name).is_empty(), f"labels of a refused file have landed: {end}"
+    elif file.rows is not None:
+        assert landed.filter(source=file.name).height == file.rows, f"rows of labels are gone: {end}"
     _count(tally, end.code)
 
 

@@ -197,7 +197,7 @@ SYMBOLIC = {
 
 def message(code: str, **names: Any) -> str:
     """The message of the ValueError that the code raises; layers are numbered anew, as in a program of its own."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     with pytest.raises(ValueError, match=r".") as told:
         eval(code, NAMES | names)
     return str(told.value)

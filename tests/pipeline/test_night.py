@@ -1,14 +1,10 @@
-"""A night run twice, by two processes at once, in another order, or after a kill gives the same tables."""
+"""A night run twice, by two processes at once, in another order, or after a death gives the same tables."""
 
 import json
-import os
-import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -123,6 +119,7 @@ def test_a_night_twice_and_nights_in_another_order_give_the_same_tables(fresh, t
     same(fresh, other)
 
 
+@pytest.mark.parametrize("trained", ["transaction"], indirect=True)  # of readings: tests/faults/test_nights_at_once.py
 def test_the_same_night_from_two_processes_at_once_gives_the_same_tables(fresh, trained, tmp_path):
     """Two processes that score one night at the same time both end well, and leave what one alone leaves."""
     other = copy_of(trained, tmp_path / "other")
@@ -132,28 +129,6 @@ def test_the_same_night_from_two_processes_at_once_gives_the_same_tables(fresh, 
     for process in running:
         said, _ = process.communicate(timeout=300)
         assert process.returncode == 0, said
-    same(fresh, other)
-
-
-def test_a_kill_at_any_moment_loses_and_doubles_nothing(fresh, trained, tmp_path):
-    """SIGKILL at random moments of the night; what is visible is a whole day or none, and the re-run mends the rest."""
-    other = copy_of(trained, tmp_path / "other")
-    run_night(other, FIRST)
-    whole = tables(other)
-    moments = random.Random(1)
-    for _ in range(4):
-        process = subprocess.Popen(
-            nightsift(fresh, "backfill", "demo", "--from", str(FIRST), "--to", str(NIGHTS[1]), "--overwrite"),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-        )  # fmt: skip
-        time.sleep(moments.uniform(1, 14))
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for name in ("scores", "incidents"):
-            seen = tables(fresh, name).get(name)
-            part = whole[name] if seen is None else seen.filter(pl.col("day") == FIRST)
-            assert len(part) == 0 or part.equals(whole[name].filter(pl.col("day") == FIRST))
-    run_night(fresh, FIRST)
     same(fresh, other)
 
 

@@ -89,7 +89,7 @@ def labels(ws: Workspace) -> dict[str, str]:
 def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_detector(tmp_path, monkeypatch):
     """SIGKILL in the middle of the fit of all, and then in that of a group; all weights are as undisturbed."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    text = SENSOR.replace("epochs: 4", "epochs: 12, scope: {left: [m0, m1], right: [m2, m3]}")
+    text = SENSOR.replace("epochs: 4", "epochs: 5, scope: {left: [m0, m1], right: [m2, m3]}")
     undisturbed, killed = (workspace(tmp_path / name, text, days=4) for name in ("one", "two"))
     until = START.date() + timedelta(days=4)
     whole = train(undisturbed, history(undisturbed)[0], undisturbed.dataset.day_bounds(until)[0])

@@ -35,7 +35,7 @@ SETTINGS = {
         "task_instance_heartbeat_timeout": 20,
         "task_instance_heartbeat_timeout_detection_interval": 2,
         "scheduler_health_check_threshold": 60,
-        "task_queued_timeout": 60,
+        "task_queued_timeout": 30,
         "task_queued_timeout_check_interval": 2,
     },
     # The first call that an api-server answers takes it seconds: on a busy machine more than the default of 5.
@@ -64,7 +64,6 @@ class Cluster:
     rest: AirflowRest
     parts: dict[str, psutil.Process] = field(default_factory=dict)
     workers: dict[str, psutil.Process] = field(default_factory=dict)
-    restarted: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.logs = self.folder / "logs"
@@ -161,7 +160,6 @@ class Cluster:
         """Start the parts of Airflow again that have ended."""
         for name, arguments in PARTS.items():
             if not self.parts[name].is_running():
-                self.restarted.append(name)
                 self.parts[name] = self.start(name, arguments)
 
     def task(self, run: Run, task_id: str, map_index: int = -1) -> Task | None:

@@ -51,7 +51,7 @@ def messages() -> Iterator[tuple[Messages, str]]:
         def log_message(self, *_: object) -> None: ...
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield received, f"json://127.0.0.1:{server.server_port}/"
         server.shutdown()
 

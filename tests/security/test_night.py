@@ -106,7 +106,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
     (root / "datasets" / "stored.yaml").write_text(stored)
     with (postgres_server() as server, ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as refusing,
           pytest.MonkeyPatch.context() as patch):  # fmt: skip
-        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        threading.Thread(target=refusing.serve_forever, args=(0.02,), daemon=True).start()
         server.run(READINGS, FAULT)
         there = f"127.0.0.1:{refusing.server_port}"
         environment = {
@@ -278,12 +278,13 @@ def test_a_detector_that_was_tampered_with_scores_nothing(
     assert not house.lake.exists("scores")
 
 
-def test_a_detector_without_a_digest_is_not_used(house: Workspace) -> None:
+def test_a_detector_without_a_digest_is_not_used(house: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """Who can take the tag away has not thereby switched the check off."""
     tracking.client(house).delete_model_version_tag("demo", "1", tracking.FILES)
     with pytest.raises(SystemExit) as ended:
         main(SCORE)
     assert ended.value.code == 1
+    assert "was registered without a digest of its files" in capsys.readouterr().err
     assert not house.lake.exists("scores")
 
 

@@ -25,9 +25,7 @@ JSON = st.recursive(
 )  # fmt: skip
 PARTS = st.one_of(TEXT, st.sampled_from(["..", "%2e%2e", "2026-03-25", "9999-12-31", "0001-01-01", "pumps"]))
 ASKED = ["dataset", "first", "last", "entity", "kind", "state", "sort", "page", "least", "said"]
-posted = {"POSTs": 0, "refused": 0, "recorded": 0}
-
-
+posted = {"POSTs": 0, "refused": 0, "recorded": 0, "said before": 0}
 _figures = recorded(
     "security-page",
     "Requests of any content to the incidents page; one that is no verdict recorded nothing.",
@@ -47,7 +45,7 @@ def count(house: House, incident: str) -> int:
 def check(answer: Any, before: int, after: int, counts: bool) -> None:
     """A request that counts is recorded once, or stands there already; any other is not, and is told so."""
     posted["POSTs"] += 1
-    posted["recorded" if after > before else "refused"] += 1
+    posted["recorded" if after > before else "said before" if counts else "refused"] += 1
     assert answer.status_code < 500, answer.text
     assert "Traceback" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"

@@ -35,25 +35,25 @@ def test_what_was_registered_is_fetched(registered: Workspace) -> None:
     assert (found.folder / "detector.json").is_file()
 
 
-ASKED: dict[str, Callable[[Workspace], object]] = {
-    "champion": tracking.champion,
-    "current": tracking.current,
-    "number": lambda ws: tracking.version(ws, "1"),
-    "label": lambda ws: tracking.label_of(ws, "1"),
-    "registered": lambda ws: tracking.registered(ws, "1"),
-    "newest": tracking.newest_trained,
-    "siblings": lambda ws: tracking.siblings(ws, LABEL),
-}
+ASKED: list[Callable[[Workspace], object]] = [
+    tracking.champion,
+    tracking.current,
+    lambda ws: tracking.version(ws, "1"),
+    lambda ws: tracking.label_of(ws, "1"),
+    lambda ws: tracking.registered(ws, "1"),
+    tracking.newest_trained,
+    lambda ws: tracking.siblings(ws, LABEL),
+]
 
 
-@pytest.mark.parametrize("asked", ASKED)
 @pytest.mark.parametrize("label", ["../../../../planted", "/etc", "..", "", f"{LABEL}/..", f"{LABEL}\n", "1-0A1B2C3D"])
-def test_no_label_leads_out(registered: Workspace, label: str, asked: str) -> None:
+def test_no_label_leads_out(registered: Workspace, label: str) -> None:
     """Who can write tags cannot have files put anywhere, or read: a sentence, and nothing is fetched."""
     tracking.client(registered).set_model_version_tag("demo", "1", "label", label)
     before = {*registered.home.root.parent.rglob("*")}
-    with pytest.raises(NightsiftError, match=r"version 1 of demo has the tag label = .* which is no label"):
-        ASKED[asked](registered)
+    for asked in ASKED:
+        with pytest.raises(NightsiftError, match=r"version 1 of demo has the tag label = .* which is no label"):
+            asked(registered)
     assert {*registered.home.root.parent.rglob("*")} == before
 
 
