@@ -7,6 +7,7 @@ what the dataset says is another matter: it stops the night with a sentence.
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -320,5 +321,5 @@ def _localise(naive: pl.Series, name: str, zone: str) -> tuple[pl.Series, pl.Ser
 
 
 def one_line(error: BaseException) -> str:
-    """A library's error message on one line, short enough to stand within a sentence."""
-    return " ".join(str(error).split())[:300]
+    """A library's error message on one line, without names of its classes, short enough to stand within a sentence."""
+    return re.sub(r"\b[A-Z]\w*(?:Error|Exception): ", "", " ".join(str(error).split()))[:300]

@@ -403,11 +403,11 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
 
     Raises `OSError` or `DeltaError` where it cannot be read.
     """
-    if "://" not in uri:
-        return DeltaTable(uri, version) if DeltaTable.is_deltatable(uri) else None
-    try:
-        # is_deltatable would halt all threads until the store answers
-        return DeltaTable(uri, version, storage_options=STORE)
+    local = "://" not in uri
+    if local and not Path(uri, "_delta_log").is_dir():
+        return None
+    try:  # is_deltatable would list the whole log, and halt all threads until a store answers
+        return DeltaTable(uri, version, storage_options=None if local else STORE)
     except TableNotFoundError:
         return None
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,12 @@ def the_night(place: Path, night: date) -> dict[str, Any]:
 
 
 def trained_again(place: Path, night: date) -> dict[str, Any]:
-    """A training on the days that the champion has learned from: equal to it, and so no champion."""
+    """A training on the days that the champion has learned from, whose detector stays a challenger."""
     from pipeline.train import train
 
     ws = workspace(place)
+    never = ws.dataset.training.model_copy(update={"promotion": "never"})
+    ws = replace(ws, dataset=ws.dataset.model_copy(update={"training": never}))
     start_of, end = (ws.dataset.day_bounds(night - timedelta(days=n))[0] for n in (6, 1))
     train(ws, start_of, end)
     return {}
