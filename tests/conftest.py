@@ -70,13 +70,18 @@ def make_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
         monkeypatch.delenv(name, raising=False)
 
     def make(text: str = SENSOR, name: str = "demo", home: str = "var") -> Workspace:
-        folder = tmp_path / "datasets"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{name}.yaml").write_text(text)
-        (tmp_path / home / "source").mkdir(parents=True, exist_ok=True)
-        return open_workspace(name, tmp_path / home, folder)
+        return workspace_in(tmp_path, text, name, home)
 
     return make
+
+
+def workspace_in(root: Path, text: str, name: str = "demo", home: str = "var") -> Workspace:
+    """A workspace from a YAML text, in folders of `root`: `datasets`, and `home` with an empty `source`."""
+    folder = root / "datasets"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.yaml").write_text(text)
+    (root / home / "source").mkdir(parents=True, exist_ok=True)
+    return open_workspace(name, root / home, folder)
 
 
 def sensor_day(day: int, machines: int = 4, fault: tuple[str, int, int] | None = None) -> pl.DataFrame:

@@ -7,8 +7,8 @@ import polars as pl
 import pytest
 
 from pipeline.train import train
-from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day
+from pipeline.workspace import Workspace
+from tests.conftest import SENSOR, START, deliver, sensor_day, workspace_in
 from tests.faults.harness import Template, template
 from tests.faults.stage import Stage
 
@@ -36,10 +36,7 @@ def stage(sensor) -> Stage:
 
 def trained(root: Path) -> Workspace:
     """A workspace in the folder, with a champion that has learned the days before `DAY`."""
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR)
     deliver(ws, pl.concat(sensor_day(day) for day in range(HISTORY)), "history")
     train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(DAY)[0])
     return ws

@@ -34,7 +34,7 @@ from pipeline.night import renew, run_night
 from pipeline.review import read_sheet, record_all
 from pipeline.score import stale_days
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver
+from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, workspace_in
 
 HISTORY = 5  # days that the detector learns from
 MACHINES, CARDS = 4, 12
@@ -208,10 +208,7 @@ def make_template(place: Path, kind: str, text: str) -> None:
     """In `place`: a dataset with a champion and one night scored, and the next, with a fault, ready to be run."""
     from pipeline.train import train
 
-    (place / "datasets").mkdir(parents=True)
-    (place / "datasets" / "demo.yaml").write_text(text)
-    (place / "var" / "source").mkdir(parents=True)
-    ws = workspace(place)
+    ws = workspace_in(place, text)
     night = first_night(kind)
     for day in (night - timedelta(days=n) for n in range(HISTORY, 0, -1)):
         deliver(ws, rows_of(kind, day), str(day))

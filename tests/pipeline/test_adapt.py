@@ -17,7 +17,7 @@ from pipeline.review import record
 from pipeline.score import load_detector, read_scored
 from pipeline.train import CALIBRATION, learn, train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import SENSOR, START, deliver, sensor_day, tables, workspace_in
 
 HISTORY = 12
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -28,10 +28,7 @@ NIGHTS = [FIRST + timedelta(days=n) for n in range(2)]
 def trained(tmp_path_factory) -> Workspace:
     """Twelve days of four machines, and two nights: m1 is a little off in the first, m9 joins in the second."""
     root = tmp_path_factory.mktemp("adapt")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR)
     for day in range(HISTORY + len(NIGHTS)):
         rows = sensor_day(day)
         if day == HISTORY:

@@ -23,7 +23,7 @@ from pipeline.score import load_detector, plan_shards, prepare, publish, score_s
 from pipeline.tables import scores_schema
 from pipeline.train import train, weights_digest
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import SENSOR, START, deliver, sensor_day, tables, workspace_in
 
 HISTORY = 6
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -39,10 +39,7 @@ def trained(tmp_path_factory) -> Workspace:
     The other differs in its threshold alone, and is no adapted one: its scores are not those of the champion.
     """
     root = tmp_path_factory.mktemp("backfill")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR.replace("epochs: 4", "epochs: 1"))
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR.replace("epochs: 4", "epochs: 1"))
     for day in range(HISTORY):
         deliver(ws, sensor_day(day), f"day-{day:02}")
     deliver(ws, sensor_day(HISTORY, fault=("m1", 130, 144)), f"day-{HISTORY:02}")

@@ -25,7 +25,7 @@ from pipeline.tracking import champion
 from pipeline.train import BEFORE, CALIBRATION, KNOWN, learn, train, with_labels
 from pipeline.validate import validate
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import START, TRANSACTION, card_day, deliver, tables
+from tests.conftest import START, TRANSACTION, card_day, deliver, tables, workspace_in
 
 RATE = "  - {name: shop_risk, kind: label_rate, of: shop, over: 3d}\nwindow:"
 LABELS = 'labels: {path: "{home}/labels/*", event_id: payment, label: fraud, delay: 2d, format: FORMAT}\n'
@@ -269,10 +269,7 @@ def paid(day: int) -> pl.DataFrame:
 def trained(tmp_path_factory) -> Workspace:
     """A detector that learned with labels, and two nights of source files; labels of all days, the last ones too."""
     root = tmp_path_factory.mktemp("labels")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(yaml())
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, yaml())
     for day in range(HISTORY + 2):
         deliver(ws, paid(day), f"day-{day:02}")
         bring(ws, frauds(day), f"day-{day:02}")

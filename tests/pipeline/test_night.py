@@ -28,7 +28,17 @@ from pipeline.state import day_states
 from pipeline.tracking import FILES, champion, client, files_digest
 from pipeline.train import draw_entities, train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, predicted_by_registry, sensor_day, tables
+from tests.conftest import (
+    SENSOR,
+    START,
+    TRANSACTION,
+    card_day,
+    deliver,
+    predicted_by_registry,
+    sensor_day,
+    tables,
+    workspace_in,
+)
 from tests.pipeline.test_score import publish_by
 
 HISTORY = 12
@@ -41,10 +51,7 @@ LAST = HISTORY + len(NIGHTS)
 def trained(request, tmp_path_factory) -> Workspace:
     """A workspace with a trained detector and the source files of two nights, the first with a fault."""
     root = tmp_path_factory.mktemp(request.param)
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR if request.param == "sensor" else TRANSACTION)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR if request.param == "sensor" else TRANSACTION)
     for day in range(LAST):
         fault = day == HISTORY
         readings = sensor_day(day, fault=("m1", 60, 80) if fault else None)

@@ -15,7 +15,7 @@ from pipeline.tracking import CHAMPION, client, version
 from pipeline.train import Trained, train
 from pipeline.validate import validate
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day
+from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, workspace_in
 
 HISTORY = 8
 FAULTY = START.date() + timedelta(days=HISTORY)
@@ -26,10 +26,7 @@ AGREE = 0.995  # of the steps: what lies as close to the threshold as bfloat16 r
 def ws(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A detector trained in float32, and a faulty day to score."""
     root = tmp_path_factory.mktemp(request.param)
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR if request.param == "sensor" else TRANSACTION)
-    (root / "var" / "source").mkdir(parents=True)
-    made = open_workspace("demo", root / "var", root / "datasets")
+    made = workspace_in(root, SENSOR if request.param == "sensor" else TRANSACTION)
     for day in range(HISTORY + 1):
         fault = day == HISTORY
         readings = sensor_day(day, fault=("m1", 60, 80) if fault else None)

@@ -16,8 +16,8 @@ from pipeline.night import score_days
 from pipeline.score import by_member, score_frame
 from pipeline.tables import clean_schema
 from pipeline.train import groups_of, together, train
-from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, predicted_by_registry, tables
+from pipeline.workspace import Workspace
+from tests.conftest import SENSOR, START, deliver, predicted_by_registry, tables, workspace_in
 
 HISTORY = 6
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -40,10 +40,7 @@ def day(number: int, *, swapped: bool = False) -> pl.DataFrame:
 def trained(root, scope: Any) -> Workspace:
     """A workspace whose detector was trained with a scope, and whose next night, with a1 swapped, is scored."""
     os.environ.pop("MLFLOW_TRACKING_URI", None)  # MLflow sets it, and it would go before the home's own
-    (root / "datasets").mkdir(parents=True)
-    (root / "datasets" / "demo.yaml").write_text(SENSOR.replace("epochs: 4", f"epochs: 10, scope: {json.dumps(scope)}"))
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR.replace("epochs: 4", f"epochs: 10, scope: {json.dumps(scope)}"))
     for number in range(HISTORY + 1):
         deliver(ws, day(number, swapped=number == HISTORY), f"day-{number:02}")
     train(ws, ws.dataset.day_bounds(START.date())[0], ws.dataset.day_bounds(FIRST)[0])

@@ -25,7 +25,7 @@ from pipeline.score import load_detector
 from pipeline.state import State, write_state
 from pipeline.train import Evaluation, Staged, train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import SENSOR, START, deliver, sensor_day, tables, workspace_in
 
 HISTORY = 10
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -33,10 +33,7 @@ FIRST = START.date() + timedelta(days=HISTORY)
 
 def workspace(root: Path, text: str = SENSOR, days: int = HISTORY + 1) -> Workspace:
     """So many days of four machines, of which the eleventh has a fault."""
-    (root / "datasets").mkdir(parents=True)
-    (root / "datasets" / "demo.yaml").write_text(text)
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, text)
     for day in range(days):
         deliver(ws, sensor_day(day, fault=("m1", 60, 80) if day == HISTORY else None), f"day-{day:02}")
     return ws

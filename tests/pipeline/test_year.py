@@ -15,7 +15,7 @@ from pipeline.backfill import Backfill, backfill
 from pipeline.report import report_file
 from pipeline.train import train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables
+from tests.conftest import SENSOR, START, deliver, sensor_day, tables, workspace_in
 from tests.figures import long, record
 from tests.pipeline.beside import beside, readers, upkeep
 
@@ -30,10 +30,7 @@ YEAR, PART = Backfill("demo", FIRST, FIRST + timedelta(days=NIGHTS - 1)), Backfi
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Two machines with a champion, and a file for each night to come; every fifth night has a fault."""
     root = tmp_path_factory.mktemp("year")
-    (root / "datasets").mkdir()
-    (root / "datasets" / "demo.yaml").write_text(SENSOR.replace("epochs: 4", "epochs: 1"))
-    (root / "var" / "source").mkdir(parents=True)
-    ws = open_workspace("demo", root / "var", root / "datasets")
+    ws = workspace_in(root, SENSOR.replace("epochs: 4", "epochs: 1"))
     for day in range(HISTORY + NIGHTS):
         fault = ("m1", 60, 75) if day >= HISTORY and day % 5 == 0 else None
         deliver(ws, sensor_day(day, MACHINES, fault).with_columns(pl.col("time") - AGO), f"day-{day:03}")
