@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from typing import Any
+from zoneinfo import available_timezones
 
 import numpy as np
 import polars as pl
@@ -44,14 +45,27 @@ def parse(data: bytes, form: str, label: str, needed: list[str] | None = None) -
 
 def _parse_parquet(data: bytes, label: str) -> pl.DataFrame:
     try:
-        frame = pl.read_parquet(io.BytesIO(data))
+        frame = _read_parquet(data)
         rows = pyarrow.parquet.read_metadata(io.BytesIO(data)).num_rows
-    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, pa.ArrowException) as error:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, pa.ArrowException) as error:
         raise GateRefusedError(f"{label} is not a whole Parquet file ({one_line(error)}); deliver it again") from error
     if frame.height != rows:
         raise GateRefusedError(f"{label} says that it has {rows:,} rows, but {frame.height:,} can be read; deliver it "
                                "again")  # fmt: skip
     return frame
+
+
+def _read_parquet(data: bytes) -> pl.DataFrame:
+    """The rows; Polars panics at a zone that it does not know, such as +05:30, and an instant is the same in any."""
+    schema = pyarrow.parquet.read_schema(io.BytesIO(data))
+    aware = {field.name: field.type for field in schema if pa.types.is_timestamp(field.type) and field.type.tz}
+    known = available_timezones() if aware else set()
+    unknown = {name: pa.timestamp(kind.unit, "UTC") for name, kind in aware.items() if kind.tz not in known}
+    if not unknown:
+        return pl.read_parquet(io.BytesIO(data))
+    table = pyarrow.parquet.read_table(io.BytesIO(data))
+    in_utc = pa.schema([field.with_type(unknown.get(field.name, field.type)) for field in schema])
+    return pl.DataFrame(table.cast(in_utc))
 
 
 def _text(data: bytes, label: str) -> str:

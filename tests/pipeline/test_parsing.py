@@ -4,9 +4,12 @@ import gzip
 import io
 import json
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -260,6 +263,17 @@ def test_two_objects_on_a_line_are_one_bad_row() -> None:
     rows = parse(b'{"a": 1}\n{"a": 2}{"a": 3}\n', "ndjson", "f.ndjson", ["a"])
     assert rows.frame.height == 2
     assert rows.trouble.is_not_null().to_list() == [False, True]
+
+
+@pytest.mark.parametrize("zone", ["+05:30", "Nowhere/At_All", "Europe/Berlin", "UTC"])
+def test_a_parquet_files_instants_are_the_same_in_any_zone(zone: str) -> None:
+    """In an offset too, which Polars does not take for a zone, or where nobody knows the zone."""
+    data, moment = io.BytesIO(), datetime(2026, 1, 5, 12, tzinfo=UTC)
+    times = pa.array([moment, None], pa.timestamp("us", "UTC")).cast(pa.timestamp("us", zone))
+    pyarrow.parquet.write_table(pa.table({"time": times, "flow": [1.0, 2.0]}), data)
+    frame = parse(data.getvalue(), "parquet", "f.x").frame
+    assert frame["flow"].to_list() == [1.0, 2.0]
+    assert frame["time"].dt.convert_time_zone("UTC").to_list() == [moment, None]
 
 
 def test_a_parquet_file_that_counts_its_rows_wrongly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

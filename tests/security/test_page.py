@@ -12,7 +12,7 @@ from pipeline.review import LONGEST_NOTE, VERDICTS, WITHDRAWN, history
 from tests.figures import long, recorded
 from tests.pipeline.test_web import OURS, House, address, house_in, ids
 
-CASES = 5000 if long() else 25
+CASES = 1000 if long() else 25
 FUZZ = settings(max_examples=CASES, deadline=None, derandomize=not long(), database=None,
                 suppress_health_check=[HealthCheck.too_slow])  # fmt: skip
 TEXT = st.one_of(
