@@ -21,7 +21,7 @@ TOP = """\
 <!-- Made from docs/guarantees.yaml and the figures of `make chaos`: change those. -->
 
 Each promise, how it is kept, the tests that break it on purpose, and what they counted when `make chaos` was last run.
-The same tests, with smaller counts, are part of `make test`. Security has a page of its own too:
+Most of them, with smaller counts, are part of `make test`. Security has a page of its own too:
 [SECURITY.md](../SECURITY.md).
 """
 

@@ -251,7 +251,7 @@ def test_a_night_goes_through_a_store_that_falters(new_trial: Callable[[str], Tr
     assert all(fault.struck for fault in NIGHTS[name])
 
 
-@pytest.mark.parametrize("number", range(40 if long() else 2))
+@pytest.mark.parametrize("number", range(15 if long() else 2))
 def test_a_night_that_an_outage_ends_is_run_again(
     new_trial: Callable[[str], Trial], store: Proxy, number: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
