@@ -408,7 +408,8 @@ def test_a_table_that_breaks_off_while_it_is_read_is_a_sentence(run: Run, monkey
     code, _, said = run("incidents", "pumps")
     assert code == 1
     assert said.startswith("error: a table cannot be reached: object-store error: 503: (path: s3://box/demo/scores).")
-    assert said.endswith("Check NIGHTSIFT_LAKE, its credentials and the network; nightsift doctor says more\n")
+    assert "Check NIGHTSIFT_LAKE, its credentials and the network; nightsift doctor says more. If it is none" in said
+    assert "set NIGHTSIFT_LOG=DEBUG to see where" in said
 
 
 def test_an_mlflow_that_does_not_answer_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
