@@ -185,7 +185,7 @@ class MaskedConvLSTM1DCell(ConvLSTMCell):
         if valid is not None:
             there = ops.reshape(ops.cast(valid, self.compute_dtype), (-1, rows, 1))
         seen = self._convolve(there, ops.ones((size, 1, 1), dtype=self.compute_dtype))
-        return size / ops.cast(ops.maximum(seen, 1), self.compute_dtype)  # which is float32 on Torch, for any input
+        return size / ops.cast(ops.maximum(seen, 1), self.compute_dtype)  # Torch makes it float32
 
     def output_mask(self, mask: Any) -> Any:
         """Return which rows of the outputs are valid, `(…, rows)` bool, from those of the inputs."""

@@ -848,7 +848,8 @@ def _explain(file: Path, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{_show(file)}: {place}: this key is missing"
     given = problem["input"]
-    told = repr(given) if len(repr(given)) <= SHOWN else f"{repr(given)[:SHOWN]}…"
+    told = repr(given)
+    told = told if len(told) <= SHOWN else f"{told[:SHOWN]}…"
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {told})"
     return f"{_show(file)}: {place + ': ' if place else ''}{message}{shown}"
 

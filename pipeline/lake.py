@@ -46,6 +46,8 @@ SCATTERED = ("partitions", "verdicts")
 KEPT = timedelta(days=30)  # for so long what was replaced stays on disk, and an earlier version can be read
 ENDED = timedelta(days=8)  # no run lasts as long: what was not written since is nobody's any more
 RETENTION = "delta.deletedFileRetentionDuration"  # of a table, in Delta's own words
+# Of each table. To open one its log is read from the last checkpoint on.
+PROPERTIES = {RETENTION: f"interval {KEPT.days} days", "delta.checkpointInterval": "10"}
 STORE = {"connect_timeout": "5s", "timeout": "60s", "retry_timeout": "60s"}  # of one request, and of all its tries
 COMMIT = "commit"  # under this key a commit's metadata tells it from all others
 OPEN = 1 << 16  # files at once; no more, as a process that starts others may try to close every number up to its limit
@@ -277,9 +279,9 @@ class Lake:
         if delta is None:
             return 0
         with self._keeping_up(table):
-            missing = _properties().keys() - delta.metadata().configuration.keys()
+            missing = PROPERTIES.keys() - delta.metadata().configuration.keys()
             if missing and not dry_run:
-                delta.alter.set_table_properties({name: _properties()[name] for name in sorted(missing)})
+                delta.alter.set_table_properties({name: PROPERTIES[name] for name in sorted(missing)})
             hours = None if RETENTION in delta.metadata().configuration else KEPT // timedelta(hours=1)
             unused = delta.vacuum(hours, full=True)
             if not dry_run:
@@ -393,11 +395,6 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _properties() -> dict[str, str]:
-    """Of each table, in Delta's own words. To open one its log is read from the last checkpoint on."""
-    return {RETENTION: f"interval {KEPT.days} days", "delta.checkpointInterval": "10"}
-
-
 def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     """The Delta table at a folder or an object store's address, as of a version or now; None where there is none.
 
@@ -494,7 +491,7 @@ def _write(
     if table is None:
         # Creating is a commit of its own: losing it to another creator loses no rows.
         table = DeltaTable.create(
-            uri, first.schema, partition_by=partitions, mode="ignore", configuration=_properties(),
+            uri, first.schema, partition_by=partitions, mode="ignore", configuration=PROPERTIES,
             storage_options=STORE if "://" in uri else None,
         )  # fmt: skip
     how: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """Where the rows come from: files in a folder or an object store, a Delta table, or a query.
 
 Everything is read into the columns of `pipeline.canonical`. For files, ingest lists them (`list_files`), skips those
-whose digest it knows, and reads the rest (`read_file`). A Delta table and a query have no files: ingest reads a stretch
-of days (`read_delta`, `read_sql`).
+whose digest it knows, and reads the rest (`read_file`). A Delta table and a query have no files: ingest reads a day
+at a time (`read_delta`, `read_sql`).
 
 An object store is reached by the environment, as the lake is: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
 `AWS_REGION` and `AWS_ENDPOINT_URL` for s3://; Google's default credentials for gs://; `AZURE_STORAGE_ACCOUNT_NAME` and

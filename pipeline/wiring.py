@@ -81,7 +81,8 @@ def lakes() -> list["Lake"]:
     from pipeline.lake import Lake
 
     _mask_secrets()
-    return [Lake(Home.at(home_folder()).lake, name) for name in dataset_names(datasets_folder())]
+    root = Home.at(home_folder()).lake
+    return [Lake(root, name) for name in dataset_names(datasets_folder())]
 
 
 def _mask_secrets() -> None:
