@@ -1,7 +1,7 @@
 """Source rows to `landing`: every source file once, known by the digest of its content.
 
 A file that was landed before is not read again. A file whose content changed replaces what it brought. Whether a file
-comes on time, late or twice, and in which order files come, `landing` ends up the same.
+comes on time, late or twice, in which order files come, and what was in the future then, `landing` ends up the same.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from pipeline.workspace import Workspace
 log = logging.getLogger("nightsift.ingest")
 
 SLICE = 100_000  # rows that are written as text at once, for their digest
+AHEAD = timedelta(days=1)  # how far an event may be ahead of this machine's clock; what is further is in the future
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +76,20 @@ def land(ws: Workspace, first: date | None = None, last: date | None = None) -> 
 
 def _land_files(ws: Workspace) -> Ingested:
     files = _files(ws)
-    before = ws.lake.landed()
-    known = _digests(before)
+    before, limit = ws.lake.landed(), datetime.now(UTC) + AHEAD
+    known = _known(before, ws.dataset, limit)
     new = [file for file in files if known.get(file.name) != file.digest]
     landed, days, refused = dict[SourceFile, int](), set[date](), []
     with _required(ws, landed):
         for file in counted("source files", new):
             try:
-                frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name)
+                frame = place_in_days(read_file(ws.dataset, file), ws.dataset, file.name, limit)
             except GateRefusedError as error:
                 refused.append(str(error))
                 continue
-            days |= _land(ws, frame, file, before)
-            landed[file] = len(frame)
+            dated = replace(file, digest=_dated(file.digest, frame, limit))
+            days |= _land(ws, frame, dated, before)
+            landed[dated] = len(frame)
             log.info("%s: landed %d rows of %s", ws.dataset.name, len(frame), file.name)
     rows = sum(landed.values())
     return Ingested(len(new), len(files) - len(new), rows, [str(day) for day in sorted(days)], refused=refused)
@@ -113,9 +115,25 @@ def _files(ws: Workspace) -> list[SourceFile]:
         return []
 
 
-def _digests(landed: pl.DataFrame) -> dict[str, str]:
-    """By name, the digest of each file that has landed."""
-    return dict(landed.select("source", "source_digest").unique().iter_rows())
+def _dated(digest: str, frame: pl.DataFrame, limit: datetime) -> str:
+    """The file's digest, and from when on the first of its rows that are in the future no longer is, if there is one.
+
+    With that the digest tells which rows were taken for future ones: the clock may have been slow, or time passes.
+    """
+    first = frame.filter(pl.col("event_time") > limit)["event_time"].min()
+    return f"{digest}@{first:%Y-%m-%dT%H:%M:%S.%f%z}" if isinstance(first, datetime) else digest
+
+
+def _known(landed: pl.DataFrame, dataset: Dataset, limit: datetime) -> dict[str, str]:
+    """By name, the digest of each file that has landed and that would land today as it did, by the clock of then.
+
+    Not among them is a file with a row that was in the future and no longer is, or was not and now is.
+    """
+    names = landed.group_by("source", "source_digest").agg(pl.col("day").max())
+    digest, first = (names["source_digest"].str.split_exact("@", 1).struct.field(f"field_{n}") for n in (0, 1))
+    passed = first.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_zone="UTC") <= limit
+    same = ~passed.fill_null(False) & (names["day"] <= limit.astimezone(dataset.tz).date())
+    return dict(zip(names["source"].filter(same), digest.filter(same), strict=True))
 
 
 def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataFrame) -> set[date]:
@@ -130,8 +148,8 @@ def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataF
 def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
     """Land a table's or query's rows, a day at a time; a day whose rows did not change is left alone."""
     source = "delta" if ws.dataset.source.sql is None else "sql"
-    before = ws.lake.landed()
-    known = _digests(before)
+    before, limit = ws.lake.landed(), datetime.now(UTC) + AHEAD
+    known = _known(before, ws.dataset, limit)
     landed, days, unchanged, refused = dict[SourceFile, int](), set[date](), 0, []
     with _required(ws, landed):
         for day in days_between(first, last):
@@ -139,7 +157,7 @@ def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
             if read.is_empty():
                 continue
             try:
-                frame = place_in_days(read, ws.dataset, f"{source}-{day}")
+                frame = place_in_days(read, ws.dataset, f"{source}-{day}", limit)
             except GateRefusedError as error:
                 refused.append(str(error))
                 continue
@@ -169,12 +187,11 @@ def newest_event(ws: Workspace, day: date) -> datetime | None:
     return newest
 
 
-def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, now: datetime | None = None) -> pl.DataFrame:
-    """`frame` with its `day`; a row whose time is unreadable or in the future lands on the file's last good day.
+def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, limit: datetime) -> pl.DataFrame:
+    """`frame` with its `day`; a row whose time is unreadable or after `limit` lands on the file's last good day.
 
     Raises `GateRefusedError` where no row has a usable event time.
     """
-    limit = (now or datetime.now(UTC)) + timedelta(days=1)
     future = pl.col("event_time") > limit
     reason = pl.format("event_time: {} is in the future", pl.col("event_time").dt.to_string("%Y-%m-%d %H:%M:%S"))
     frame = frame.with_columns(

@@ -1,5 +1,6 @@
 """Nights on days of 23 and 25 hours, on a leap day and at New Year, and by a clock that goes backwards."""
 
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -9,14 +10,17 @@ import polars as pl
 import pytest
 import time_machine
 
+from pipeline.errors import GateRefusedError
 from pipeline.ingest import ingest
 from pipeline.night import report_night, run_night, score_day
 from pipeline.score import stale_days
+from pipeline.state import states
 from pipeline.tables import MOMENT
-from pipeline.validate import validate
+from pipeline.validate import REFUSED, validate
 from tests.conftest import deliver, tables
 from tests.faults.harness import (
     TEXTS,
+    Contents,
     command,
     contents,
     left,
@@ -36,7 +40,7 @@ SPRING, AUTUMN = date(2024, 3, 31), date(2024, 10, 27)
 _figures = recorded(
     "clock",
     "Days of 23 and 25 hours, a leap day, New Year, by a naive clock, each twice and against rows counted by hand, "
-    "and nights by a clock that is set back; a loss is a row that is not where it must be, or a difference.",
+    "and nights by clocks that are set back, slow or fast; a loss is a row that is not where it must be, or differs.",
     lambda: COUNTED,
 )
 
@@ -152,3 +156,40 @@ def test_a_clock_of_another_century_refuses_the_night_and_the_next_has_all(stage
     COUNTED["clocks"] += 1
     COUNTED["losses"] += len(lost)
     assert not lost, "\n".join(lost)
+
+
+def nights_by(place: Path, last: date, clocks: tuple[str, ...]) -> Contents:
+    """What the tables have after a night by each of the clocks, one after the other, but for records of refusals."""
+    ws = workspace(place)
+    for clock in clocks:
+        with time_machine.travel(clock):
+            ingest(ws)
+            for day in stale_days(ws, last):
+                with suppress(GateRefusedError):  # a day of which most is in the future is not judged
+                    run_night(ws, day)
+    done = states(ws).filter(pl.col("step") != REFUSED)
+    return {**contents(ws), "partitions": {"done": done.write_json()}}
+
+
+RIGHT = "2024-04-05"
+
+
+@pytest.mark.parametrize(
+    "clock", ["2024-04-02T21:00", "2024-03-31T12:00", "2101-01-01"], ids=["slow", "slower", "fast"]
+)
+def test_what_a_wrong_clock_took_for_the_future_or_did_not_is_landed_anew_by_the_right_one(stage, clock):
+    """A file of three days, and of a row of 2099, of which a night saw all but the last hours, half a day, or all."""
+    last, found = stage.night + timedelta(days=3), []
+    odd = local_day(last).head(1).with_columns(time=pl.lit(datetime(2099, 1, 1)).cast(pl.Datetime("us")))
+    rows = pl.concat([*(local_day(stage.night + timedelta(days=n), "m1" * (n == 1)) for n in (1, 2, 3)), odd])
+    for clocks in [(RIGHT,), (clock, RIGHT)]:
+        stage.begin()
+        deliver(stage.workspace, rows, "three-days")
+        ended = run(nights_by, stage.place, last, clocks)
+        assert ended.code == 0, ended.said
+        found.append(ended.value)
+    COUNTED["clocks"] += 1
+    COUNTED["losses"] += found[0] != found[1]
+    assert found[0] == found[1]
+    held = stage.workspace.lake.scan("quarantine", {"reasons": pl.List(pl.String)}, stage.night, last).collect()
+    assert held["reasons"].to_list()[-1] == ["event_time: 2098-12-31 23:00:00 is in the future"], held

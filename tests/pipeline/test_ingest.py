@@ -120,7 +120,7 @@ def test_a_day_is_a_day_in_the_datasets_zone(make_workspace):
     ws = make_workspace(SENSOR + "zone: Europe/Berlin\n")
     deliver(ws, sensor_day(0), "a")
     (file,) = list_files(ws.dataset, ws.home)
-    placed = place_in_days(read_file(ws.dataset, file), ws.dataset, "a")
+    placed = place_in_days(read_file(ws.dataset, file), ws.dataset, "a", datetime.now(UTC))
     late = placed.filter(pl.col("event_time") == datetime(2026, 1, 5, 23, 30, tzinfo=UTC))
     assert late["day"].cast(pl.String).unique().to_list() == ["2026-01-06"]
 
