@@ -1,10 +1,11 @@
-"""Servers of the tests' own on 127.0.0.1: PostgreSQL and Redis, from Debian's packages."""
+"""Servers of the tests' own on 127.0.0.1: MLflow, and PostgreSQL and Redis from Debian's packages."""
 
 import contextlib
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -30,6 +31,39 @@ def wait_until(what: str, ready: Callable[[], bool], server: subprocess.Popen[by
         assert server.poll() is None, f"{what} stopped while it started"
         assert time.monotonic() < end, f"{what} did not answer within {seconds:.0f} seconds"
         time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def started(what: str, port: int, command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server's process that accepts connections on `port`, until the end of the block."""
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((HOST, port), 1).close()
+            return True
+        return False
+
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **env})
+        try:
+            wait_until(what, answers, server, seconds=180)
+            yield server
+        finally:
+            server.terminate()
+            server.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def mlflow_server(store: str, artifacts: Path, log: Path, port: int | None = None) -> Iterator[int]:
+    """The port of an MLflow server over the database `store`, until the end of the block."""
+    port = free_port() if port is None else port
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store,
+        "--artifacts-destination", str(artifacts), "--host", HOST, "--port", str(port), "--workers", "1",
+    ]  # fmt: skip
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with started("MLflow", port, command, log, **quiet):
+        yield port
 
 
 class Postgres:

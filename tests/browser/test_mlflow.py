@@ -1,10 +1,5 @@
 """A night in MLflow's own pages, as the analyst opens it: what we promise stands there, without another server."""
 
-import os
-import subprocess
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +17,7 @@ from pipeline.workspace import Workspace
 from tests.browser.conftest import NARROW, Watched
 from tests.pipeline.test_report import DAY, FLOW, NASTY, VIBRATION, at, fill, incident, pumps, readings
 from tests.pipeline.test_report import workspace as workspace_of
-from tests.servers import HOST, free_port, wait_until
+from tests.servers import HOST, mlflow_server
 
 # MLflow greets a new browser with its assistant, over the page.
 UNGREETED = "localStorage.setItem('mlflow.assistant.fab.autoOpenedOnFirstLoad_v1', 'true')"
@@ -47,29 +42,8 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 @pytest.fixture(scope="module")
 def mlflow(night: Workspace) -> Iterator[str]:
     """The address of an MLflow server over the night's store."""
-    port = free_port()
-    address = f"http://{HOST}:{port}"
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", night.home.tracking_uri,
-        "--artifacts-destination", str(night.home.artifacts), "--host", HOST, "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (night.home.root / "server.log").open("wb") as log:
-        server = subprocess.Popen(command, env={**os.environ, **quiet}, stdout=log, stderr=log)
-    try:
-        wait_until("MLflow", lambda: answers(address), server, 180)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(timeout=30)
-
-
-def answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/health", timeout=5) as response:
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
-        return False
+    with mlflow_server(night.home.tracking_uri, night.home.artifacts, night.home.root / "server.log") as port:
+        yield f"http://{HOST}:{port}"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from tests.conftest import SENSOR
 from tests.dags.conftest import HERE
 from tests.pipeline.test_notify import SECRET, Server
 from tests.security.test_night import holding
+from tests.servers import free_port
 
 # Airflow's LocalExecutor repeats a task's log on its own output as it came, before Airflow masks it.
 REPEATED = "airflow/logs/scheduler.log"
@@ -43,18 +43,12 @@ def told(root: Path) -> Iterator[dict[str, list[dict[str, Any]]]]:
             patch.setenv("OPS", server.url)
             patch.setenv("PAYMENTS", f"postgresql://ann:{SECRET}@db/x")
             patch.setattr("pipeline.local.ROOT", root)
-            patch.setattr("pipeline.local.free_port", any_port)
+            # Another Airflow of this machine may start at the same moment, and ask for the same port by its number.
+            patch.setattr("pipeline.local.free_port", lambda _preferred: free_port())
             with local_airflow(Home.at(root / "var"), root / "datasets", say=lambda _: None) as airflow:
                 yield run_all(airflow, server)
     finally:
         server.stop()
-
-
-def any_port(_preferred: int) -> int:
-    """A port that nobody asks for by its number: another Airflow of this machine may start at the same moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_all(airflow: LocalAirflow, server: Server) -> dict[str, list[dict[str, Any]]]:

@@ -3,7 +3,6 @@
 import contextlib
 import http.client
 import json
-import os
 import random
 import re
 import socket
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote
 
-from tests.servers import HOST, free_port, wait_until
+from tests.servers import HOST, free_port, started
 
 Kind = Literal["busy", "reset", "lost", "unsaid", "cut", "slow", "held", "down"]
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
@@ -256,26 +255,6 @@ def proxied(upstream: int) -> Iterator[Proxy]:
         yield proxy
     finally:
         proxy.end()
-
-
-@contextlib.contextmanager
-def started(what: str, port: int, command: list[str], log: Path, **env: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A server's process that accepts connections on `port`, until the end of the block."""
-
-    def answers() -> bool:
-        with contextlib.suppress(OSError):
-            socket.create_connection((HOST, port), 1).close()
-            return True
-        return False
-
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **env})
-        try:
-            wait_until(what, answers, server, seconds=180)
-            yield server
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
 
 
 @contextlib.contextmanager

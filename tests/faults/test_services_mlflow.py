@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -22,9 +21,9 @@ from pipeline.state import day_states
 from pipeline.workspace import Workspace, open_workspace
 from tests.conftest import deliver, sensor_day, tables
 from tests.faults.conftest import DAY, HISTORY, trained
-from tests.faults.services import Count, Fault, Proxy, proxied, started
+from tests.faults.services import Count, Fault, Proxy, proxied
 from tests.figures import long, recorded
-from tests.servers import HOST, free_port
+from tests.servers import mlflow_server
 
 NEXT = DAY + timedelta(days=1)
 FOREVER = 1e9
@@ -66,16 +65,11 @@ class Base:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Base]:
     root = tmp_path_factory.mktemp("base")
     ws = trained(root)
-    port = free_port()
-    command = [
-        sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{ws.home.store_file}",
-        "--artifacts-destination", str(root / "artifacts"), "--host", HOST, "--port", str(port), "--workers", "1",
-    ]  # fmt: skip
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     with (
-        started("MLflow", port, command, root / "mlflow.log", **quiet), proxied(port) as proxy,
+        mlflow_server(f"sqlite:///{ws.home.store_file}", root / "artifacts", root / "mlflow.log") as port,
+        proxied(port) as proxy,
         pytest.MonkeyPatch.context() as patch,
-    ):  # fmt: skip
+    ):
         patch.setenv("MLFLOW_TRACKING_URI", proxy.url)
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         patch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,7 @@ from pipeline.airflow_rest import AirflowRest, Run, RunStatus, Task
 from pipeline.config import Home
 from pipeline.errors import NightsiftError
 from pipeline.local import ROOT, USER, prepare
-from pipeline.processes import Processes
-from tests.servers import HOST, Postgres, Redis, free_port, postgres_server, redis_server
+from tests.servers import HOST, Postgres, Redis, free_port, mlflow_server, postgres_server, redis_server
 
 HERE = Path(__file__).parent
 PATIENCE = 500.0  # seconds after which something hangs, however busy the machine is
@@ -73,7 +71,7 @@ class Cluster:
                 [sys.executable, "-m", "tests.production.warm_airflow"], env=dict(self.env), text=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
-        self._mlflow: Processes | None = None
+        self._mlflow = contextlib.ExitStack()
         self._started: list[psutil.Process] = []
 
     # --- parts of Airflow
@@ -107,29 +105,16 @@ class Cluster:
 
     # --- MLflow
 
-    @property
-    def mlflow_url(self) -> str:
-        return f"http://{HOST}:{self.mlflow_port}"
-
     def start_mlflow(self) -> None:
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.home.root}/mlflow.db",
-            "--artifacts-destination", str(self.home.artifacts), "--host", HOST, "--port", str(self.mlflow_port),
-            "--workers", "1",
-        ]  # fmt: skip
-        self._mlflow = Processes(self.logs, self.env)
-        self._mlflow.start("mlflow", command)
-
-    def mlflow_answers(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.mlflow_url}/health", timeout=2) as answer:
-            return bool(answer.status == 200)
-        return False
+        """Start the server, and wait until it answers."""
+        server = mlflow_server(
+            f"sqlite:///{self.home.root}/mlflow.db", self.home.artifacts, self.logs / "mlflow.log", self.mlflow_port
+        )
+        self._mlflow.enter_context(server)
 
     def stop_mlflow(self) -> None:
         """End the server: nothing accepts connections on its port any more."""
-        if self._mlflow is not None:
-            self._mlflow.stop()
-        self._mlflow = None
+        self._mlflow.close()
 
     # --- waiting
 
@@ -238,15 +223,14 @@ def cluster(home: Home, datasets: Path, folder: Path, **env: str) -> Iterator[Cl
         rest = AirflowRest(setup.airflow_url, USER, setup.password)
         started = Cluster(home, datasets, folder, settings, postgres, redis, mlflow_port, rest)
         try:
-            started.start_mlflow()
             migrate(started)
             for name, arguments in PARTS.items():
                 started.parts[name] = started.start(name, arguments)
             started.start_worker("default", "default", tasks=2)
             started.start_worker("gpu", "gpu")
+            started.start_mlflow()
             started.wait_for("Airflow", rest.healthy)
             rest.set_pool("gpu", 1, "one GPU")
-            started.wait_for("MLflow", started.mlflow_answers)
             yield started
         finally:
             started.stop()

@@ -172,7 +172,6 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
         why = first_error(airflow, run, *task)
         assert re.fullmatch(r"MLflow at http://\S+ did not answer: .*", why), why
     airflow.start_mlflow()
-    airflow.wait_for("MLflow", airflow.mlflow_answers)
     backfill = start_backfill(airflow, AT_START, AT_START)
     for status in airflow.finish(commit, middle):
         if status.state == "failed":  # MLflow was away for longer than the retries last: that takes another run
