@@ -7,7 +7,6 @@ what the dataset says is another matter: it stops the night with a sentence.
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -318,8 +317,3 @@ def _localise(naive: pl.Series, name: str, zone: str) -> tuple[pl.Series, pl.Ser
     message = pl.concat_str(_quoted(name, naive, ""), what, pl.lit(f"{zone}, where clocks change then"))
     problems = pl.select(pl.when(unclear).then(message)).to_series()
     return pl.select(pl.coalesce(exact.cast(MOMENT), earliest, near)).to_series(), problems
-
-
-def one_line(error: BaseException) -> str:
-    """A library's error message on one line, without names of its classes, short enough to stand within a sentence."""
-    return re.sub(r"\b[A-Z]\w*(?:Error|Exception): ", "", " ".join(str(error).split()))[:300]

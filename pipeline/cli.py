@@ -931,13 +931,13 @@ def upkeep(
     left. It can run at any time, beside nights too.
     """
     from pipeline.lake import Lake
-    from pipeline.upkeep import keep_up_all, sweep
+    from pipeline.upkeep import keep_up_all, lakes, sweep
 
     place = Home.at(home)
-    names = dataset_names(datasets) if name is None else [load_dataset(name, datasets).name]
+    those = lakes(place, datasets) if name is None else [Lake(place.lake, load_dataset(name, datasets).name)]
     with working(as_json):
         left = sweep(place, dry_run=dry_run)  # first: a table that is broken keeps nothing else from its upkeep
-        done = keep_up_all((Lake(place.lake, each) for each in names), dry_run=dry_run)
+        done = keep_up_all(those, dry_run=dry_run)
     would = "would be " if dry_run else ""
     show({"datasets": [asdict(each) for each in done], "leftovers": left}, as_json,
          *(f"{each.dataset}: {would}merged: {each.merged:,} small files; {would}removed: {each.unused:,} unused ones"

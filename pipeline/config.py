@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_secrets
 
 UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
 YEARS = range(1900, 2201)  # of which a day may be that data has, or that somebody asks for
@@ -848,7 +849,7 @@ def _explain(file: Path, problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{_show(file)}: {place}: this key is missing"
     given = problem["input"]
-    told = repr(given)
+    told = without_secrets(repr(given))
     told = told if len(told) <= SHOWN else f"{told[:SHOWN]}…"
     shown = "" if isinstance(given, dict | BaseModel) else f" (given: {told})"
     return f"{_show(file)}: {place + ': ' if place else ''}{message}{shown}"

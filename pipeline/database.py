@@ -13,9 +13,8 @@ import polars as pl
 import pyarrow as pa
 
 from pipeline.allowed import require_connection
-from pipeline.canonical import one_line
 from pipeline.config import Dataset
-from pipeline.errors import ConfigError, NightsiftError
+from pipeline.errors import ConfigError, NightsiftError, one_line
 
 ISO_DATE = "____-__-__%"  # LIKE pattern of a text that sorts by its day
 EVERY_ROW = 2**30

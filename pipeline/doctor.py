@@ -295,7 +295,7 @@ def _list(items: list[Any]) -> str:
 
 
 def check_leftovers(place: Place) -> Iterator[Check]:
-    """What killed processes have left: staged shards, torn files, half-fetched detectors."""
+    """What killed processes have left: staged or held days, torn files, half-written pages, half-fetched detectors."""
     found = leftovers(place.home, place.now)
     if found:
         size = sum(path.stat().st_size if path.is_file() else _size(str(path)) for path in found)

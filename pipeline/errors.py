@@ -1,6 +1,21 @@
 """The errors that end a command or a task: each is one sentence that says what, where, and what to do."""
 
+import re
+
 from pipeline.redaction import without_secrets
+
+LONGEST = 300  # characters of what a library says
+CLASS = re.compile(r"\b(?:\w+\.)*[A-Z]\w*(?:Error|Exception): ")  # as a library's messages often begin
+
+
+def one_line(error: BaseException) -> str:
+    """A library's message on one line, without colours, arrows, names of its classes and secrets, and not too long.
+
+    Secrets are taken out first: half of one, as where the text is cut, is not known again.
+    """
+    plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))
+    lines = (" ".join(line.split()) for line in plain.splitlines())
+    return CLASS.sub("", without_secrets(": ".join(line.removesuffix(":") for line in lines if line)))[:LONGEST]
 
 
 class NightsiftError(Exception):

@@ -1,7 +1,8 @@
 """Source rows to `landing`: every source file once, known by the digest of its content.
 
-A file that was landed before is not read again. A file whose content changed replaces what it brought. Whether a file
-comes on time, late or twice, in which order files come, and what was in the future then, `landing` ends up the same.
+A file that was landed before is not read again, unless a row of it was in the future then, or is now. A file whose
+content changed replaces what it brought. Whether a file comes on time, late or twice, by which clock and in which
+order, `landing` ends up the same.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import polars as pl
 
 from pipeline.config import Dataset, days_between
 from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.labels import land_labels
+from pipeline.labels import land_labels, note_moved
 from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql, require_landed
 from pipeline.tables import MOMENT, landing_schema
@@ -24,12 +25,13 @@ from pipeline.workspace import Workspace
 log = logging.getLogger("nightsift.ingest")
 
 SLICE = 100_000  # rows that are written as text at once, for their digest
+SORTABLE = "%Y-%m-%dT%H:%M:%S.%f"  # a moment of UTC as a text; texts order as the moments do
 AHEAD = timedelta(days=1)  # how far an event may be ahead of this machine's clock; what is further is in the future
 
 
 @dataclass(frozen=True, slots=True)
 class Ingested:
-    """What one ingest brought: how many files were new or changed, how many known, rows landed, days touched.
+    """What one ingest brought: how many files were to be read, how many known, rows landed, days touched.
 
     And of labels: how many were landed, and how many of them are of no known event. `refused` has a sentence for each
     file that could not be read.
@@ -121,28 +123,29 @@ def _dated(digest: str, frame: pl.DataFrame, limit: datetime) -> str:
     With that the digest tells which rows were taken for future ones: the clock may have been slow, or time passes.
     """
     first = frame.filter(pl.col("event_time") > limit)["event_time"].min()
-    return f"{digest}@{first:%Y-%m-%dT%H:%M:%S.%f%z}" if isinstance(first, datetime) else digest
+    return f"{digest}@{first:{SORTABLE}}" if isinstance(first, datetime) else digest
 
 
 def _known(landed: pl.DataFrame, dataset: Dataset, limit: datetime) -> dict[str, str]:
     """By name, the digest of each file that has landed and that would land today as it did, by the clock of then.
 
-    Not among them is a file with a row that was in the future and no longer is, or was not and now is.
+    Not among them is a file with a row that was in the future and no longer is, or stands on a day that now is.
     """
     names = landed.group_by("source", "source_digest").agg(pl.col("day").max())
     digest, first = (names["source_digest"].str.split_exact("@", 1).struct.field(f"field_{n}") for n in (0, 1))
-    passed = first.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%z", time_zone="UTC") <= limit
-    same = ~passed.fill_null(False) & (names["day"] <= limit.astimezone(dataset.tz).date())
+    passed = (first <= f"{limit:{SORTABLE}}").fill_null(False)
+    same = ~passed & (names["day"] <= limit.astimezone(dataset.tz).date())
     return dict(zip(names["source"].filter(same), digest.filter(same), strict=True))
 
 
 def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataFrame) -> set[date]:
     """Replace what `landing` holds of the file; the days that the file touches, or did when `before` had landed."""
+    left = before.filter(pl.col("source") == file.name)["day"].to_list()
+    note_moved(ws, left)
     frame = frame.with_columns(source=pl.lit(file.name), source_digest=pl.lit(file.digest))
     schema = {"day": pl.Date, **landing_schema(ws.dataset)}
     ws.lake.replace_source(frame.select(pl.col(name).cast(kind) for name, kind in schema.items()), file.name)
-    left = before.filter(pl.col("source") == file.name)
-    return {*left["day"].to_list(), *frame["day"].unique().to_list()}
+    return {*left, *frame["day"].unique().to_list()}
 
 
 def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:
@@ -190,7 +193,7 @@ def newest_event(ws: Workspace, day: date) -> datetime | None:
 def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, limit: datetime) -> pl.DataFrame:
     """`frame` with its `day`; a row whose time is unreadable or after `limit` lands on the file's last good day.
 
-    Raises `GateRefusedError` where no row has a usable event time.
+    Raises `GateRefusedError` where no row has a usable event time. What such a file brought by another clock stays.
     """
     future = pl.col("event_time") > limit
     reason = pl.format("event_time: {} is in the future", pl.col("event_time").dt.to_string("%Y-%m-%d %H:%M:%S"))
@@ -198,6 +201,11 @@ def place_in_days(frame: pl.DataFrame, dataset: Dataset, name: str, limit: datet
         problems=pl.when(future).then(pl.concat_list("problems", reason)).otherwise("problems"),
         day=pl.when(~future).then(pl.col("event_time").dt.convert_time_zone(dataset.zone).dt.date()),
     )
+    if len(frame) and (frame["event_time"] > limit).fill_null(False).all():
+        raise GateRefusedError(
+            f"{name}: every event is later than {limit:%Y-%m-%d %H:%M} UTC, a day ahead of this machine's clock; see "
+            "that the clock is right, or mend the file"
+        )
     if len(frame) and frame["day"].null_count() == len(frame):
         examples = frame["raw"].drop_nulls().head(1).to_list()
         raise GateRefusedError(

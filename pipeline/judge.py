@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from pipeline.canonical import one_line
 from pipeline.config import Dataset
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, one_line
 from pipeline.lake import Frames
 from pipeline.suites import Expectation, Suite, table_columns, to_gx
 from pipeline.tables import clean_schema, quarantine_schema

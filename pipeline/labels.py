@@ -7,7 +7,7 @@ over all entities, so that the rate is the same whatever the shards.
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -22,6 +22,7 @@ from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.labels")
 
+MOVED = "moved"  # in the lake's folder of this name are days whose labels have yet to follow events to other days
 DOUBT = 5  # normal events that are counted on top, so that a category with few labels has a low rate
 Rates = Mapping[str, pl.DataFrame]
 
@@ -43,6 +44,30 @@ def land_labels(ws: Workspace, touched: set[date]) -> Labelled:
     """
     if ws.dataset.labels is None:
         return Labelled(0, 0, 0)
+    moved = _moved(ws)
+    found = _land_labels(ws, touched | moved)
+    if moved:
+        ws.lake.stage(f"{MOVED}/days", _days(set()))
+        ws.lake.unstage(MOVED)
+    return found
+
+
+def note_moved(ws: Workspace, days: Collection[date]) -> None:
+    """Keep these days, whose events may move to others now, until labels have followed: it may take another process."""
+    if ws.dataset.labels is not None and not _moved(ws).issuperset(days):
+        ws.lake.stage(f"{MOVED}/days", _days({*days} | _moved(ws)))
+
+
+def _moved(ws: Workspace) -> set[date]:
+    staged = ws.lake.staged(f"{MOVED}/days")
+    return set() if staged is None else set(staged["day"])
+
+
+def _days(days: set[date]) -> pl.DataFrame:
+    return pl.DataFrame({"day": sorted(days)}, schema={"day": pl.Date})
+
+
+def _land_labels(ws: Workspace, touched: set[date]) -> Labelled:
     known = dict(ws.lake.landed("labels").select("source", "source_digest").unique().iter_rows())
     for source in _concerned(ws, touched):
         known.pop(source, None)

@@ -3,14 +3,13 @@
 A day of a table is replaced in one atomic commit: a reader sees all of it or none of it, a re-run replaces its own day
 and nothing else. Two writers that collide are told apart by Delta's conflict check; the loser tries again a few times.
 Upkeep merges the small files of days that rest and removes what nobody can need any more: it is safe beside all else.
-An object store that does not answer is asked again for a minute or two, and a commit of which nobody heard whether it
-was made is looked for before it is made again.
+An object store that does not answer is asked again for minutes, and a commit of which nobody heard whether it was made
+is looked for before it is made again.
 """
 
 import json
 import logging
 import os
-import re
 import resource
 import shutil
 from collections.abc import Callable, Iterator
@@ -30,7 +29,7 @@ import stamina
 from deltalake import CommitProperties, DeltaTable, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from pipeline.errors import NightsiftError
+from pipeline.errors import NightsiftError, one_line
 
 log = logging.getLogger("nightsift.lake")
 Frames = Callable[[], Iterator[pl.DataFrame]]
@@ -49,6 +48,7 @@ RETENTION = "delta.deletedFileRetentionDuration"  # of a table, in Delta's own w
 # Of each table. To open one its log is read from the last checkpoint on.
 PROPERTIES = {RETENTION: f"interval {KEPT.days} days", "delta.checkpointInterval": "10"}
 STORE = {"connect_timeout": "5s", "timeout": "60s", "retry_timeout": "60s"}  # of one request, and of all its tries
+CHECKPOINT, LAST_CHECKPOINT = ".checkpoint.parquet", "_last_checkpoint"  # how names end, and which is the last
 COMMIT = "commit"  # under this key a commit's metadata tells it from all others
 OPEN = 1 << 16  # files at once; no more, as a process that starts others may try to close every number up to its limit
 LOOKED = 100  # commits back in which a writer looks for its own
@@ -192,8 +192,20 @@ class Lake:
                 if not file.is_file() or file.stat().st_size != size:
                     raise NightsiftError(self._cut(table, file))
 
+    def _cut_log(self, table: str) -> str:
+        """What to do about the log of a local table, if its end is cut off; empty where it is whole."""
+        uri = self.uri(table)
+        cut = None if "://" in uri else _cut_commit(uri) or _cut_checkpoint(uri)
+        return self._cut(table, cut) if cut else ""
+
     def _cut(self, table: str, file: Path) -> str:
-        """What to do about a file of the table that is cut off or gone; a commit after which there is none can go."""
+        """What to do about a file of the table that is cut off or gone; a commit after which there is none can go.
+
+        A checkpoint says but once more what commits before it have said.
+        """
+        if file.name.endswith(CHECKPOINT):
+            return (f"{file} is cut off, as after a power failure: delete that file and {LAST_CHECKPOINT} beside it; "
+                    "no row is lost")  # fmt: skip
         newest = file.suffix == ".json"
         remedy = "delete that file" if newest else f"move {self.uri(table)} away"
         if table == "verdicts" and not newest:
@@ -217,7 +229,7 @@ class Lake:
                 with attempt:
                     _write_whole(Path(target), frame)
         except (OSError, pl.exceptions.PolarsError) as error:
-            raise NightsiftError(f"could not write {target}: {_one_line(error)}. Run the step again") from error
+            raise NightsiftError(f"could not write {target}: {one_line(error)}. Run the step again") from error
 
     def staged(self, key: str) -> pl.DataFrame | None:
         """What was staged under `key`; None where nothing was. Raises `NightsiftError` where it cannot be read."""
@@ -296,7 +308,7 @@ class Lake:
         try:
             yield
         except (OSError, DeltaError) as error:
-            raise NightsiftError(f"could not keep up {self.uri(table)}: {_one_line(error)}. No row was changed; run "
+            raise NightsiftError(f"could not keep up {self.uri(table)}: {one_line(error)}. No row was changed; run "
                                  "nightsift upkeep again") from error  # fmt: skip
 
     def leftovers(self) -> Iterator[Path]:
@@ -343,16 +355,17 @@ class Lake:
         try:
             return _PERSISTENT.on(partial(_unanswered, uri))(_STUBBORN, write)
         except (OSError, DeltaError) as error:
-            raise NightsiftError(f"could not write {uri}: {_one_line(error)}. It holds all of this or nothing; run the "
-                                 "step again") from error  # fmt: skip
+            raise NightsiftError(
+                self._cut_log(table)
+                or f"could not write {uri}: {one_line(error)}. It holds all of this or nothing; run the step again"
+            ) from error
 
     def _open(self, table: str, version: int | None = None) -> DeltaTable | None:
         uri = self.uri(table)
         try:
             return _PATIENT.on(partial(_unanswered, uri))(open_table, uri, version)
         except (OSError, DeltaError) as error:
-            cut = None if "://" in uri else _cut_commit(uri)
-            raise NightsiftError(self._cut(table, cut) if cut else unreachable(uri, error)) from error
+            raise NightsiftError(self._cut_log(table) or unreachable(uri, error)) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +424,7 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
 
 def unreachable(where: str, error: BaseException) -> str:
     """What to say where a table or an object cannot be read."""
-    return (f"{where} cannot be reached: {_one_line(error)}. Check NIGHTSIFT_LAKE, its credentials and the network; "
+    return (f"{where} cannot be reached: {one_line(error)}. Check NIGHTSIFT_LAKE, its credentials and the network; "
             "nightsift doctor says more")  # fmt: skip
 
 
@@ -433,7 +446,7 @@ def _with_commit(uri: str, mark: str) -> DeltaTable | None:
 def _say(details: stamina.instrumentation.RetryDetails) -> None:
     """Tell of a try that failed; stamina by itself would print it among the results."""
     level = logging.INFO if _collided(details.caused_by) else logging.WARNING
-    log.log(level, "%s; trying again in %.1f seconds", _one_line(details.caused_by), details.wait_for)
+    log.log(level, "%s; trying again in %.1f seconds", one_line(details.caused_by), details.wait_for)
 
 
 stamina.instrumentation.set_on_retry_hooks([_say])
@@ -456,6 +469,17 @@ def _cut_commit(uri: str) -> Path | None:
     return None
 
 
+def _cut_checkpoint(uri: str) -> Path | None:
+    """The last checkpoint in the log of a local table, if it is no Parquet file to its end; None where it is whole."""
+    newest = max((Path(uri) / "_delta_log").glob(f"*{CHECKPOINT}"), default=None)
+    try:
+        if newest is not None:
+            pl.read_parquet_schema(newest)
+    except UNREADABLE:
+        return newest
+    return None
+
+
 def _write_whole(target: Path, frame: pl.DataFrame) -> None:
     """Write a Parquet file under another name first; nothing of it is left where that fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -465,12 +489,6 @@ def _write_whole(target: Path, frame: pl.DataFrame) -> None:
         half.replace(target)
     finally:
         half.unlink(missing_ok=True)
-
-
-def _one_line(error: BaseException) -> str:
-    """What the libraries say, without their colours, on one line."""
-    plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))
-    return ": ".join(line.strip() for line in plain.splitlines() if line.strip())
 
 
 def _of_day(frame: pl.DataFrame, day: date) -> pl.DataFrame:

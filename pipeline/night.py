@@ -192,11 +192,10 @@ def why_missing(
     reason = reason or next((why for part in parts(made) if (why := _why_apart(part, made, labels))), "")
     if not reason and made["incidents"].config_digest != incidents_digest(ws.dataset, day, read_calendar(ws)):
         reason = PLANNED
-    if reason in ("", PLANNED) or not entities:
+    alone = made.get(part_of("incidents", entities))
+    if reason in ("", PLANNED) or not entities or alone is None:
         return reason
-    return _why_missing(made.get(part_of("incidents", entities)), digest, labels) or _unscored(
-        ws, day, labels, entities
-    )
+    return _why_missing(alone, digest, labels) or _unscored(ws, day, labels, entities)
 
 
 def _why_missing(state: State | None, digest: str, labels: Collection[str]) -> str:

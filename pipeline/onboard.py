@@ -16,9 +16,8 @@ import polars as pl
 import yaml
 
 from pipeline.calendar import read_calendar
-from pipeline.canonical import one_line
 from pipeline.config import FORMATS, NAME, RESERVED, Dataset, Home, dataset_names, format_duration, load_dataset
-from pipeline.errors import ConfigError, NightsiftError
+from pipeline.errors import ConfigError, NightsiftError, one_line
 from pipeline.labels import check_labels
 from pipeline.lake import Lake
 from pipeline.profile import (
@@ -301,7 +300,7 @@ def _try(name: str, what: str, action: Callable[[], str]) -> Finding:
     except NightsiftError as error:
         return Finding(name, what, False, str(error))
     except Exception as error:  # noqa: BLE001 - one broken dataset must not hide what is known of the others
-        return Finding(name, what, False, f"{type(error).__name__}: {one_line(error)}")
+        return Finding(name, what, False, one_line(error) or type(error).__name__)
 
 
 def _yaml_message(dataset: Dataset) -> str:

@@ -20,8 +20,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from pipeline.canonical import Rows, nulls, one_line
-from pipeline.errors import GateRefusedError
+from pipeline.canonical import Rows, nulls
+from pipeline.errors import GateRefusedError, one_line
 
 LONGEST_ROW = 1 << 26  # bytes; a CSV row (with its quoted line breaks) must fit into one block of the parser
 SEPARATORS = ",;\t|"

@@ -503,8 +503,11 @@ def _published(ws: Workspace, shard: Shard) -> bool:
 
 
 def read_scored(ws: Workspace, day: date, entities: Sequence[str] = ()) -> Scored:
-    """What was last published for `day`, or for `entities` of it alone; raises `NightsiftError` where nothing was."""
-    state = read_state(ws, day, part_of("score", entities))
+    """What was last published for `day`, or for `entities` of it alone; raises `NightsiftError` where nothing was.
+
+    The day as a whole takes the place of what was published of it before, then also for `entities`.
+    """
+    state = read_state(ws, day, part_of("score", entities)) or read_state(ws, day, "score")
     if state is None:
         raise NightsiftError(f"{ws.dataset.name} {day} is not scored; run: nightsift score {ws.dataset.name}")
     return Scored(**{name: value for name, value in state.counts.items() if name != "only"})

@@ -24,10 +24,10 @@ import pyarrow.fs
 from deltalake import DeltaTable
 
 from pipeline.allowed import require_path
-from pipeline.canonical import Rows, canonical, one_line, require_columns, source_columns
+from pipeline.canonical import Rows, canonical, require_columns, source_columns
 from pipeline.config import Dataset, Home
 from pipeline.database import Stretch, connect
-from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
+from pipeline.errors import ConfigError, GateRefusedError, NightsiftError, one_line
 from pipeline.lake import UNREADABLE, Lake, open_table
 from pipeline.parsing import parse
 from pipeline.tables import landing_schema
@@ -40,7 +40,7 @@ SILENT = 30  # seconds without a byte after which a request has failed
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file of a source: `name` is relative to the glob's fixed part, `digest` 32 hex digits of its `size` bytes."""
+    """A file of a source: `name` is relative to the glob's fixed part, `digest` that of its `size` bytes."""
 
     name: str
     uri: str

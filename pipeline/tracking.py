@@ -26,9 +26,8 @@ import polars as pl
 import stamina
 
 from pipeline import logbook
-from pipeline.canonical import one_line
 from pipeline.config import Home
-from pipeline.errors import ConfigError, NightsiftError
+from pipeline.errors import ConfigError, NightsiftError, one_line
 from pipeline.links import MLFLOW_VIEW, run_link
 from pipeline.metrics import gauges, in_airflow
 from pipeline.tables import MOMENT, canonical_schema, predicted_schema

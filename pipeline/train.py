@@ -801,15 +801,15 @@ def _find_injected_events(
     made = []
     for n, row in enumerate(chosen.head(INJECTED if names else 0)["_row"]):
         event = EVENT_INJECTIONS[names[n % len(names)]](clean[row], amount, category, rng)
-        made.append(event.with_columns(pl.lit(n).alias("injected"), pl.lit(row).alias("_row")))
+        made.append(event.with_columns(pl.lit(n).alias("_injected"), pl.lit(row).alias("_row")))
     if not made:
         return {}, float("nan"), ()
     injected = pl.concat(made)
     kept = clean.with_row_index("_row").join(injected.select("_row"), on="_row", how="anti").drop("_row")
     disturbed = pl.concat([kept, injected.select(kept.columns)])
     steps = build_steps(disturbed, dataset, detector.encodings)
-    marks = injected.select("entity", "event_time", "injected").unique(["entity", "event_time"])
-    number = steps.frame.join(marks, on=["entity", "event_time"], how="left", maintain_order="left")["injected"]
+    marks = injected.select("entity", "event_time", "_injected").unique(["entity", "event_time"])
+    number = steps.frame.join(marks, on=["entity", "event_time"], how="left", maintain_order="left")["_injected"]
     which = number.fill_null(-1).to_numpy()
     judged = relative(detector, steps, which >= 0)
     stretches = [np.flatnonzero(which == n) for n in range(len(made))]

@@ -3,11 +3,12 @@
 import math
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.config import Home
+from pipeline.config import Home, dataset_names
 from pipeline.errors import NightsiftError
 from pipeline.lake import ENDED, TABLES, Lake
 from pipeline.progress import counted
@@ -34,6 +35,11 @@ def keep_up(lake: Lake, now: datetime | None = None, *, dry_run: bool = False) -
         merged += lake.merge_files(table, now, dry_run=dry_run)
         unused += lake.remove_unused(table, dry_run=dry_run)
     return Upkeep(lake.dataset, merged, unused)
+
+
+def lakes(home: Home, datasets: Path | None) -> list[Lake]:
+    """The tables of every dataset, whether its YAML can be read or not."""
+    return [Lake(home.lake, name) for name in dataset_names(datasets)]
 
 
 def keep_up_all(lakes: Iterable[Lake], *, dry_run: bool = False) -> list[Upkeep]:
@@ -76,5 +82,6 @@ def sweep(home: Home, now: datetime | None = None, *, dry_run: bool = False) -> 
     """Remove what killed processes have left; what it was."""
     found = leftovers(home, now or datetime.now(UTC))
     for path in () if dry_run else found:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    return found
+        with suppress(OSError):  # what cannot be removed, as another user's file, keeps nothing else from its upkeep
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+    return [path for path in found if dry_run or not path.exists()]

@@ -78,11 +78,10 @@ def workspace(name: str) -> "Workspace":
 
 def lakes() -> list["Lake"]:
     """The tables of every dataset, whether its YAML can be read or not; Airflow's logs show no secret from then on."""
-    from pipeline.lake import Lake
+    from pipeline import upkeep
 
     _mask_secrets()
-    root = Home.at(home_folder()).lake
-    return [Lake(root, name) for name in dataset_names(datasets_folder())]
+    return upkeep.lakes(Home.at(home_folder()), datasets_folder())
 
 
 def _mask_secrets() -> None:

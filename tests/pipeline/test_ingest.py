@@ -6,6 +6,7 @@ from datetime import UTC, date, datetime
 
 import polars as pl
 import pytest
+import time_machine
 
 from pipeline.errors import GateRefusedError, NightsiftError
 from pipeline.ingest import _content_digest, ingest, land, place_in_days
@@ -105,6 +106,16 @@ def test_rows_in_the_future_land_with_a_problem_on_the_last_good_day(make_worksp
     landed = tables(ws, "landing")["landing"].sort("source_row")
     assert landed["day"].cast(pl.String).to_list() == ["2026-01-05", "2026-01-04", "2026-01-05"]
     assert landed["problems"].to_list() == [[], [], ["event_time: 2099-01-01 00:00:00 is in the future"]]
+
+
+def test_a_file_of_the_future_alone_blames_no_column(make_workspace):
+    """It may be the clock."""
+    ws = make_workspace()
+    deliver(ws, sensor_day(0), "a")
+    told = r"^a\.parquet: every event is later than 2026-01-01 00:00 UTC, a day ahead of this machine's clock; see that"
+    with time_machine.travel(datetime(2025, 12, 31, tzinfo=UTC)), pytest.raises(GateRefusedError, match=told):
+        ingest(ws)
+    assert ingest(ws).rows == 576
 
 
 def test_a_file_without_any_usable_time_is_refused(make_workspace):

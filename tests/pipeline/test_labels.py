@@ -5,6 +5,7 @@ import itertools
 import shutil
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -114,6 +115,27 @@ def test_a_label_that_waits_is_placed_though_its_event_has_landed_before(make_wo
             ingest(ws)
     ingest(ws)
     assert len(read_labels(ws)) == 144
+
+
+def test_a_label_follows_an_event_that_moves_to_another_day_though_it_takes_another_run(make_workspace, monkeypatch):
+    """As where a file is corrected, or the clock was slow: an ingest that ends before the labels keeps that in mind."""
+    ws = make_workspace(yaml())
+    deliver(ws, card_day(0), "a")
+    deliver(ws, card_day(1), "b")
+    bring(ws, of(0, 1), "a")
+    ingest(ws)
+    deliver(ws, card_day(0).with_columns(pl.col("time") + timedelta(days=1)), "a")
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.ingest.land_labels", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ingest(ws)
+    assert read_labels(ws)["day"].unique().to_list() == [FIRST]
+    ingest(ws)
+    assert read_labels(ws)["day"].unique().to_list() == [FIRST + timedelta(days=1)]
+    assert not list(Path(ws.lake.staging()).glob("*"))
+    version = ws.lake.version("labels")
+    ingest(ws)
+    assert ws.lake.version("labels") == version
 
 
 def test_of_two_labels_of_one_event_the_latest_files_wins(make_workspace):

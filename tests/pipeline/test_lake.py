@@ -237,6 +237,28 @@ def test_a_commit_that_is_cut_off_is_named_with_the_way_back(lake, size):
             lake.scan("clean", SCHEMA)
 
 
+@pytest.mark.parametrize("size", [0.5, 0], ids=["half", "empty"])
+def test_a_checkpoint_that_is_cut_off_is_named_and_deleted(lake, size):
+    """The commits before it say the same."""
+    for value in range(12):
+        lake.replace("clean", DAY, frame(value))
+    log = Path(lake.uri("clean")) / "_delta_log"
+    (checkpoint,) = log.glob("*.checkpoint.parquet")
+    checkpoint.write_bytes(checkpoint.read_bytes()[: int(checkpoint.stat().st_size * size)])
+    told = rf"^{checkpoint} is cut off.*: delete that file and _last_checkpoint beside it; no row is lost$"
+    for read in (
+        lambda: lake.require_whole(DAY, DAY),
+        lambda: values(lake),
+        lambda: lake.replace("clean", DAY, frame(1)),
+    ):
+        with pytest.raises(NightsiftError, match=told):
+            read()
+    checkpoint.unlink()
+    (log / "_last_checkpoint").unlink()
+    lake.require_whole(DAY, DAY)
+    assert values(lake) == [11]
+
+
 def test_a_name_with_a_rare_line_break_is_no_cut_commit(lake):
     """JSON leaves these three as they are, and they stand in the statistics of the commit."""
     lake.replace("clean", DAY, frame(1).with_columns(entity=pl.lit("a\u0085b\u2028c\u2029d")))

@@ -18,14 +18,14 @@ from models.detector import Detector
 from pipeline import tracking
 from pipeline.errors import ConfigError, NightsiftError
 from pipeline.incidents import read_incidents
-from pipeline.night import score_days
+from pipeline.night import run_night, score_days
 from pipeline.promotion import Standing, judge_standings, log_answer, newest_clean, promote, rollback, way_back
 from pipeline.review import record
 from pipeline.score import load_detector
 from pipeline.state import State, write_state
 from pipeline.train import Evaluation, Staged, train
 from pipeline.workspace import Workspace, open_workspace
-from tests.conftest import SENSOR, START, deliver, sensor_day, tables, workspace_in
+from tests.conftest import SENSOR, START, TRANSACTION, card_day, deliver, sensor_day, tables, workspace_in
 
 HISTORY = 10
 FIRST = START.date() + timedelta(days=HISTORY)
@@ -81,6 +81,19 @@ def fresh(trained, tmp_path, monkeypatch) -> Workspace:
 def labels(ws: Workspace) -> dict[str, str]:
     """By number, the label of each registered version."""
     return {str(version.version): version.tags["label"] for version in tracking.client(ws).search_model_versions()}
+
+
+def test_features_may_have_any_name_that_the_yaml_takes(make_workspace):
+    """Also words that frames of ours have as names of columns of their own."""
+    names = ["injected", "row", "position", "from", "to", "part", "number", "step"]
+    features = "".join(f"  - {{name: {name}}}\n" for name in names)
+    text = TRANSACTION.replace("epochs: 4", "epochs: 1").replace("sequence_features:", f"{features}sequence_features:")
+    ws = make_workspace(text)
+    for day in range(5):
+        deliver(ws, card_day(day).with_columns(pl.col("amount").alias(name) for name in names), f"day-{day}")
+    start, end = (ws.dataset.day_bounds(START.date() + timedelta(days=n))[0] for n in (0, 4))
+    assert train(ws, start, end).injected_recall is not None
+    assert run_night(ws, START.date() + timedelta(days=4)).steps > 0
 
 
 def test_a_training_that_is_killed_goes_on_and_ends_with_the_same_detector(tmp_path, monkeypatch):

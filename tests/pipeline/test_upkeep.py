@@ -215,6 +215,25 @@ def test_what_killed_processes_left_is_swept_once_it_is_old(lake: Lake, tmp_path
     assert len(rows(lake, "clean")) == 6
 
 
+def test_what_cannot_be_removed_keeps_nothing_else_and_is_not_told_as_removed(lake: Lake, monkeypatch) -> None:
+    """As what a worker of another user has left."""
+    home = Home(Path(lake.root).parent)
+    theirs, ours = (home.reports / "demo" / f".2026-01-0{n}.html.0a1b" for n in (1, 2))
+    theirs.parent.mkdir(parents=True)
+    for page in (theirs, ours):
+        page.write_text("x")
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path == theirs:
+            raise PermissionError(13, "Permission denied", str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert sweep(home, LATER) == [ours]
+    assert theirs.exists()
+
+
 def test_one_broken_table_keeps_no_other_dataset_from_its_upkeep(lake: Lake) -> None:
     """It is named, with the reason, when the others are done."""
     other = Lake(lake.root, "broken")

@@ -1,8 +1,13 @@
 """What is taken out of a text as a secret, and what is left as it is."""
 
+from pathlib import Path
+
 import pytest
 
+from pipeline.config import SHOWN, load_dataset
+from pipeline.errors import LONGEST, ConfigError, one_line
 from pipeline.redaction import secrets, without_secrets
+from tests.conftest import SENSOR
 
 
 @pytest.mark.parametrize(
@@ -37,6 +42,30 @@ def test_what_is_no_secret_is_left(monkeypatch: pytest.MonkeyPatch, name: str, v
     """Neither a switch, nor a name of a user, nor a part of a longer word."""
     monkeypatch.setenv(name, value)
     assert without_secrets(text) == text
+
+
+@pytest.mark.parametrize("before", range(LONGEST - 20, LONGEST))
+def test_a_message_that_is_cut_within_a_secret_shows_no_part_of_it(
+    monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """Of an address in the message, and of what the environment holds."""
+    monkeypatch.setenv("API_KEY", "planted-key+4711")
+    for said in ("http://ann:hunter2@host/api", "planted-key+4711"):
+        told = one_line(ValueError("x" * before + " " + said))
+        assert not {"ann", "hun", "pla"} & {told.strip("x ")[n : n + 3] for n in range(20)}, told
+
+
+def test_a_value_cut_within_a_secret_shows_no_part_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As it stands in the YAML of a dataset where something else should."""
+    monkeypatch.setenv("API_KEY", "planted-key+4711")
+    (tmp_path / "demo.yaml").write_text(SENSOR + f"history: {'x' * (SHOWN - 9)} planted-key+4711\n")
+    with pytest.raises(ConfigError, match=r"demo\.yaml: history: .* \(given: 'x+ \W*…?\)$"):
+        load_dataset("demo", tmp_path)
+
+
+def test_what_a_library_says_has_no_names_of_classes_no_colours_and_no_lines() -> None:
+    said = "sqlalchemy.exc.OperationalError: \x1b[31mKernel error\x1b[0m:\n  ↳ footer\nValueError: gone"
+    assert one_line(ValueError(said)) == "Kernel error: footer: gone"
 
 
 def test_airflow_is_told_to_mask_no_common_word(monkeypatch: pytest.MonkeyPatch) -> None:
