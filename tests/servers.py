@@ -66,6 +66,19 @@ def mlflow_server(store: str, artifacts: Path, log: Path, port: int | None = Non
         yield port
 
 
+@contextlib.contextmanager
+def suspended(first: psutil.Process) -> Iterator[None]:
+    """Within the block the process and all that it has started stand still."""
+    processes = [*first.children(recursive=True), first]
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
 class Postgres:
     """A PostgreSQL server with one superuser that needs no password; ended with the block that made it."""
 
@@ -92,15 +105,8 @@ class Postgres:
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
         """Within the block the server takes connections, as the system does for it, and answers none."""
-        first = psutil.Process(self._server.pid)  # under root it only waits for the server, and stops with it
-        processes = [*first.children(recursive=True), first]
-        for process in processes:
-            process.suspend()
-        try:
+        with suspended(psutil.Process(self._server.pid)):  # under root it only waits for the server, and stops with it
             yield
-        finally:
-            for process in processes:
-                process.resume()
 
     def stop(self) -> None:
         """End the server at once, as a crash would."""

@@ -25,6 +25,7 @@ from tests.conftest import tables
 from tests.figures import record
 from tests.production.cluster import ASKED, PATIENCE, Cluster
 from tests.production.conftest import Messages
+from tests.servers import suspended
 
 pytestmark = pytest.mark.usefixtures("training")
 FIRST, SEVENTH = "2026-03-05", "2026-03-11"
@@ -164,8 +165,14 @@ def test_nights_outlive_an_outage_of_mlflow(airflow: Cluster, ws: Workspace, alo
     Each says meanwhile, in a sentence, that MLflow does not answer; a backfill is refused with it before it begins.
     """
     commit, middle = start_night(airflow, AT_COMMIT), start_night(airflow, IN_THE_MIDDLE)
-    airflow.wait_for("scoring", lambda: _is(airflow, commit, "incidents", "running"), poll=ASKED)
-    airflow.stop_mlflow()
+    with pool_of(airflow, 0):  # nothing is scored until both are validated
+        for run in (commit, middle):
+            airflow.wait_for("validation", lambda run=run: _is(airflow, run, "validate", "success"), poll=ASKED)
+        with suspended(airflow.workers["default"]):  # and nothing but scored then
+            with pool_of(airflow, 1):  # first the first shards, then the second ones
+                airflow.wait_for("the last", lambda: _is(airflow, commit, "score", "running", "success", map_index=1))
+            airflow.wait_for("its end", lambda: _is(airflow, commit, "score", "success", map_index=1), poll=ASKED)
+            airflow.stop_mlflow()
     with pytest.raises(NightsiftError, match=r"503 The backfill was not started: MLflow at http://\S+ did not answer"):
         start_backfill(airflow, AT_START, AT_START)
     for run, *task in ((commit, "log"), (middle, "score", 1)):
@@ -251,9 +258,9 @@ def test_all_days_are_as_one_process_has_them(airflow: Cluster, ws: Workspace, a
     assert [file for file in Path(ws.lake.root).rglob("_staging/**/*") if file.is_file()] == []
 
 
-def _is(airflow: Cluster, run: Run, task_id: str, state: str) -> bool:
-    task = airflow.task(run, task_id)
-    return task is not None and task.state == state
+def _is(airflow: Cluster, run: Run, task_id: str, *states: str, map_index: int = -1) -> bool:
+    task = airflow.task(run, task_id, map_index)
+    return task is not None and task.state in states
 
 
 def _sent_in_vain(airflow: Cluster) -> int:
