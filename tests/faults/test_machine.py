@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.workspace import LEAST, MB
 from tests.faults.harness import command, left, losses, night_command, run, whole_night
 from tests.figures import long, recorded
 
 COUNTED = {"memory_limits": 0, "losses": 0}
-MB = 1 << 20
-
 
 _figures = recorded(
     "memory",
@@ -28,7 +27,7 @@ def short_of_memory(place: Path, night: date, spare: int) -> None:
     command(place, *night_command(night), limits={resource.RLIMIT_AS: pages * resource.getpagesize() + spare})
 
 
-@pytest.mark.parametrize("spare", [20, 200, 400, 600, 800, 1000, 1200, 1500] if long() else [30])
+@pytest.mark.parametrize("spare", [20, 200, 400, 600, 800, 1000, 1200, 1500] if long() else [30, 700])
 def test_a_night_without_enough_memory_fails_and_the_next_has_all(stage, spare):
     """It is ended by a library that cannot go on, or says so; wherever that was, nothing is lost or half-written."""
     stage.begin()
@@ -40,6 +39,7 @@ def test_a_night_without_enough_memory_fails_and_the_next_has_all(stage, spare):
     COUNTED["losses"] += len(lost)
     assert not lost, "\n".join(lost)
     assert ended.code != 0 or spare > 30, "that is enough memory"
+    assert ended.code == 1 or spare * MB >= LEAST, ended.said
 
 
 def promised_gpu(place: Path, night: date, visible: str) -> object:
