@@ -69,14 +69,16 @@ def mlflow_server(store: str, artifacts: Path, log: Path, port: int | None = Non
 @contextlib.contextmanager
 def suspended(first: psutil.Process) -> Iterator[None]:
     """Within the block the process and all that it has started stand still."""
-    processes = [*first.children(recursive=True), first]
+    processes = [first, *first.children(recursive=True)]
     for process in processes:
-        process.suspend()
+        with contextlib.suppress(psutil.NoSuchProcess):  # what it has started may end meanwhile
+            process.suspend()
     try:
         yield
     finally:
         for process in processes:
-            process.resume()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 class Postgres:
