@@ -69,7 +69,7 @@ def mlflow_server(store: str, artifacts: Path, log: Path, port: int | None = Non
 @contextlib.contextmanager
 def suspended(first: psutil.Process) -> Iterator[None]:
     """Within the block the process and all that it has started stand still."""
-    processes = [first, *first.children(recursive=True)]
+    processes = [*first.children(recursive=True), first]  # in this order: runuser stops once more for one that stands
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # what it has started may end meanwhile
             process.suspend()
