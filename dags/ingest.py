@@ -15,9 +15,9 @@ Lands what is new of **{name}** ({description}) and says which days are to be sc
 Those are the days that have ended since the run before, and each earlier day that is out of date: its file came late,
 was changed or mended, or its night was not done. Every such day is a partition of the asset `{asset}`, for each of
 which `{name}_nightly` runs; so backfilling this DAG scores by itself. A file that was landed before is not read again,
-unless a row of it was in the future then. One that cannot be read fails the run, and keeps no night from being scored.
-Days for which the calendar has changed get their incidents and reports anew, and are not scored again; what is
-explained no more is told.
+unless the clock now says otherwise of a row's being in the future. One that cannot be read fails the run, and keeps no
+night from being scored. Days for which the calendar has changed get their incidents and reports anew, and are not
+scored again; what is explained no more is told.
 
 Trigger it with `day` to choose the night; without, it is the day before the run in {zone}.
 """

@@ -11,11 +11,11 @@ CLASS = re.compile(r"\b(?:\w+\.)*[A-Z]\w*(?:Error|Exception): ")  # as a library
 def one_line(error: BaseException) -> str:
     """A library's message on one line, without colours, arrows, names of its classes and secrets, and not too long.
 
-    Secrets are taken out first: half of one, as where the text is cut, is not known again.
+    Secrets are taken out first: one that is cut, or stands on one line, is not known again.
     """
-    plain = re.sub(r"\x1b\[\d*m|↳", "", str(error))
+    plain = re.sub(r"\x1b\[\d*m|↳", "", without_secrets(str(error)))
     lines = (" ".join(line.split()) for line in plain.splitlines())
-    return CLASS.sub("", without_secrets(": ".join(line.removesuffix(":") for line in lines if line)))[:LONGEST]
+    return CLASS.sub("", ": ".join(line.removesuffix(":") for line in lines if line))[:LONGEST]
 
 
 class NightsiftError(Exception):

@@ -1,8 +1,8 @@
 """Source rows to `landing`: every source file once, known by the digest of its content.
 
-A file that was landed before is not read again, unless a row of it was in the future then, or is now. A file whose
-content changed replaces what it brought. Whether a file comes on time, late or twice, by which clock and in which
-order, `landing` ends up the same.
+A file that was landed before is not read again, unless the clock now says otherwise of a row's being in the future. A
+file whose content changed replaces what it brought. Whether a file comes on time, late or twice, by which clock and in
+which order, `landing` ends up the same.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ import polars as pl
 
 from pipeline.config import Dataset, days_between
 from pipeline.errors import ConfigError, GateRefusedError
-from pipeline.labels import land_labels, note_moved
+from pipeline.labels import land_labels
 from pipeline.progress import counted
 from pipeline.sources import SourceFile, list_files, read_delta, read_file, read_sql, require_landed
 from pipeline.tables import MOMENT, landing_schema
@@ -140,12 +140,11 @@ def _known(landed: pl.DataFrame, dataset: Dataset, limit: datetime) -> dict[str,
 
 def _land(ws: Workspace, frame: pl.DataFrame, file: SourceFile, before: pl.DataFrame) -> set[date]:
     """Replace what `landing` holds of the file; the days that the file touches, or did when `before` had landed."""
-    left = before.filter(pl.col("source") == file.name)["day"].to_list()
-    note_moved(ws, left)
     frame = frame.with_columns(source=pl.lit(file.name), source_digest=pl.lit(file.digest))
     schema = {"day": pl.Date, **landing_schema(ws.dataset)}
     ws.lake.replace_source(frame.select(pl.col(name).cast(kind) for name, kind in schema.items()), file.name)
-    return {*left, *frame["day"].unique().to_list()}
+    left = before.filter(pl.col("source") == file.name)
+    return {*left["day"].to_list(), *frame["day"].unique().to_list()}
 
 
 def _land_slices(ws: Workspace, first: date, last: date) -> Ingested:

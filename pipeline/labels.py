@@ -7,7 +7,7 @@ over all entities, so that the rate is the same whatever the shards.
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
 
@@ -15,14 +15,14 @@ import polars as pl
 
 from pipeline.canonical import parse_number, parse_text
 from pipeline.config import Dataset, Labels, SequenceFeature
-from pipeline.errors import ConfigError, GateRefusedError
+from pipeline.errors import ConfigError, GateRefusedError, NightsiftError
 from pipeline.sources import SourceFile, list_matching, read_rows, resolve_path
 from pipeline.tables import clean_schema, key_schema, labels_schema
 from pipeline.workspace import Workspace
 
 log = logging.getLogger("nightsift.labels")
 
-MOVED = "moved"  # in the lake's folder of this name are days whose labels have yet to follow events to other days
+SEEN = "labels"  # under this name the lake keeps by which version of `landing` labels were placed
 DOUBT = 5  # normal events that are counted on top, so that a category with few labels has a low rate
 Rates = Mapping[str, pl.DataFrame]
 
@@ -44,27 +44,33 @@ def land_labels(ws: Workspace, touched: set[date]) -> Labelled:
     """
     if ws.dataset.labels is None:
         return Labelled(0, 0, 0)
-    moved = _moved(ws)
-    found = _land_labels(ws, touched | moved)
-    if moved:
-        ws.lake.stage(f"{MOVED}/days", _days(set()))
-        ws.lake.unstage(MOVED)
+    seen, version = _seen(ws), ws.lake.version("landing")
+    found = _land_labels(ws, touched | _changed(ws, seen))
+    if version != seen:
+        ws.lake.keep(SEEN, pl.DataFrame({"landing": [version]}))
     return found
 
 
-def note_moved(ws: Workspace, days: Collection[date]) -> None:
-    """Keep these days, whose events may move to others now, until labels have followed: it may take another process."""
-    if ws.dataset.labels is not None and not _moved(ws).issuperset(days):
-        ws.lake.stage(f"{MOVED}/days", _days({*days} | _moved(ws)))
+def _seen(ws: Workspace) -> int | None:
+    """The version of `landing` by which labels were last placed, all of them; None where that is not known."""
+    kept = ws.lake.kept(SEEN)
+    return None if kept is None else int(kept["landing"].item())
 
 
-def _moved(ws: Workspace) -> set[date]:
-    staged = ws.lake.staged(f"{MOVED}/days")
-    return set() if staged is None else set(staged["day"])
+def _changed(ws: Workspace, seen: int | None) -> set[date]:
+    """The days that `landing` has otherwise than its version `seen`: an ingest may have ended before the labels.
 
-
-def _days(days: set[date]) -> pl.DataFrame:
-    return pl.DataFrame({"day": sorted(days)}, schema={"day": pl.Date})
+    None where the version is not known, or cannot be read any more.
+    """
+    if seen is None or seen == ws.lake.version("landing"):
+        return set()
+    try:
+        then, now = ws.lake.landed(version=seen), ws.lake.landed()
+    except NightsiftError as error:
+        log.warning("%s: labels may wait for events that have landed: %s", ws.dataset.name, error)
+        return set()
+    key = ["day", "source", "source_digest"]
+    return {*now.join(then, on=key, how="anti")["day"], *then.join(now, on=key, how="anti")["day"]}
 
 
 def _land_labels(ws: Workspace, touched: set[date]) -> Labelled:
@@ -91,7 +97,7 @@ def _land_labels(ws: Workspace, touched: set[date]) -> Labelled:
 def _concerned(ws: Workspace, touched: set[date]) -> list[str]:
     """The landed files with labels on the `touched` days, or with labels that waited for an event that is there now.
 
-    It is looked for on those days, and on the latest that a label rate counts: an ingest may have ended before labels.
+    It is looked for on those days, and on the latest that a label rate counts.
     """
     held = ws.lake.landed("labels")
     found = held.filter(pl.col("day").is_in(sorted(touched)))["source"].unique().to_list()

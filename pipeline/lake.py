@@ -201,9 +201,10 @@ class Lake:
     def _cut(self, table: str, file: Path) -> str:
         """What to do about a file of the table that is cut off or gone; a commit after which there is none can go.
 
-        A checkpoint says but once more what commits before it have said.
+        So can a checkpoint, where all commits up to it are there, or an earlier one: it says what these say.
         """
-        if file.name.endswith(CHECKPOINT):
+        log, checkpoint = file.parent, file.name.endswith(CHECKPOINT)
+        if checkpoint and ((log / f"{0:020}.json").exists() or {*log.glob(f"*{CHECKPOINT}")} - {file}):
             return (f"{file} is cut off, as after a power failure: delete that file and {LAST_CHECKPOINT} beside it; "
                     "no row is lost")  # fmt: skip
         newest = file.suffix == ".json"
@@ -219,7 +220,21 @@ class Lake:
 
         Raises `NightsiftError` where it cannot be written.
         """
-        target = self.staging(f"{key}.parquet")
+        self._put(self.staging(f"{key}.parquet"), frame)
+
+    def keep(self, name: str, frame: pl.DataFrame) -> None:
+        """Keep a frame of a few rows that is no table's under `name`, in place of the one before; raises as `stage`."""
+        self._put(self._keeping(name), frame)
+
+    def kept(self, name: str) -> pl.DataFrame | None:
+        """What was last kept under `name`; None where nothing was. Raises `NightsiftError` where it cannot be read."""
+        target = self._keeping(name)
+        return _read_staged(target, target)
+
+    def _keeping(self, name: str) -> str:
+        return f"{self.root.rstrip('/')}/{self.dataset}/_kept/{name}.parquet"
+
+    def _put(self, target: str, frame: pl.DataFrame) -> None:
         try:
             if "://" in target:
                 frame.write_parquet(target)  # an object appears when its upload is complete
@@ -466,6 +481,8 @@ def _cut_commit(uri: str) -> Path | None:
             json.loads(line)
     except ValueError:
         return newest
+    except OSError:  # which is another matter than a file that is cut off
+        return None
     return None
 
 
@@ -475,8 +492,10 @@ def _cut_checkpoint(uri: str) -> Path | None:
     try:
         if newest is not None:
             pl.read_parquet_schema(newest)
-    except UNREADABLE:
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException):
         return newest
+    except OSError:
+        return None
     return None
 
 

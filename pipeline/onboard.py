@@ -300,7 +300,7 @@ def _try(name: str, what: str, action: Callable[[], str]) -> Finding:
     except NightsiftError as error:
         return Finding(name, what, False, str(error))
     except Exception as error:  # noqa: BLE001 - one broken dataset must not hide what is known of the others
-        return Finding(name, what, False, one_line(error) or type(error).__name__)
+        return Finding(name, what, False, f"{type(error).__name__}: {one_line(error)}")
 
 
 def _yaml_message(dataset: Dataset) -> str:

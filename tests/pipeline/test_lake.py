@@ -259,6 +259,38 @@ def test_a_checkpoint_that_is_cut_off_is_named_and_deleted(lake, size):
     assert values(lake) == [11]
 
 
+@pytest.mark.parametrize(("table", "remedy"), [("scores", r"move \S*/scores away, "), ("verdicts", "from a backup, ")])
+def test_a_checkpoint_that_alone_knows_of_the_rows_is_not_to_be_deleted(lake, table, remedy):
+    """As where upkeep has removed the commits before it, a month after they were made."""
+    for value in range(3):
+        lake.append(table, frame(value).with_columns(day=DAY))
+    log = Path(lake.uri(table)) / "_delta_log"
+    lake.remove_unused(table)
+    for old in sorted(log.glob("*.json"))[:-1]:
+        old.unlink()
+    assert len(lake.scan(table, SCHEMA).collect()) == 3
+    (checkpoint,) = log.glob("*.checkpoint.parquet")
+    checkpoint.write_bytes(b"")
+    with pytest.raises(NightsiftError, match=rf"^{checkpoint} is gone or cut off.*: .*{remedy}"):
+        lake.scan(table, SCHEMA)
+
+
+def test_a_log_that_cannot_be_opened_is_not_called_cut_off(lake, monkeypatch):
+    """As another user's, or where too many files are open: nothing is to be deleted."""
+    for value in range(12):
+        lake.replace("clean", DAY, frame(value))
+
+    def refuse(*_args, **_more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipeline.lake.DeltaTable", refuse)
+    monkeypatch.setattr("pipeline.lake.pl.read_parquet_schema", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for use in (lambda: values(lake), lambda: lake.replace("clean", DAY, frame(1))):
+        with pytest.raises(NightsiftError, match="Permission denied"):
+            use()
+
+
 def test_a_name_with_a_rare_line_break_is_no_cut_commit(lake):
     """JSON leaves these three as they are, and they stand in the statistics of the commit."""
     lake.replace("clean", DAY, frame(1).with_columns(entity=pl.lit("a\u0085b\u2028c\u2029d")))

@@ -63,6 +63,14 @@ def test_a_value_cut_within_a_secret_shows_no_part_of_it(monkeypatch: pytest.Mon
         load_dataset("demo", tmp_path)
 
 
+@pytest.mark.parametrize("secret", ["two  blanks in it", "-----BEGIN-----\nplanted\n-----END-----"])
+def test_a_secret_of_several_lines_or_blanks_is_known_though_the_message_is_put_on_one_line(
+    monkeypatch: pytest.MonkeyPatch, secret: str
+) -> None:
+    monkeypatch.setenv("PRIVATE_KEY", secret)
+    assert one_line(ValueError(f"no key:\n{secret}\nat all")) == "no key: ***: at all"
+
+
 def test_what_a_library_says_has_no_names_of_classes_no_colours_and_no_lines() -> None:
     said = "sqlalchemy.exc.OperationalError: \x1b[31mKernel error\x1b[0m:\n  ↳ footer\nValueError: gone"
     assert one_line(ValueError(said)) == "Kernel error: footer: gone"
