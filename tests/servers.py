@@ -69,14 +69,14 @@ def mlflow_server(store: str, artifacts: Path, log: Path, port: int | None = Non
 @contextlib.contextmanager
 def suspended(first: psutil.Process) -> Iterator[None]:
     """Within the block the process and all that it has started stand still."""
-    processes = [*first.children(recursive=True), first]  # in this order: runuser stops once more for one that stands
+    processes = [first, *first.children(recursive=True)]
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # what it has started may end meanwhile
             process.suspend()
     try:
         yield
     finally:
-        for process in processes:
+        for process in reversed(processes):  # so that runuser never sees that its child stands, and stops for that
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
