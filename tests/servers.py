@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import adbc_driver_postgresql.dbapi
 import psutil
@@ -76,7 +77,7 @@ def suspended(first: psutil.Process) -> Iterator[None]:
     try:
         yield
     finally:
-        for process in reversed(processes):  # so that runuser never sees that its child stands, and stops for that
+        for process in processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
@@ -92,27 +93,28 @@ class Postgres:
         self.folder, self.port, self.user = folder, free_port(), user
         quiet = ["listen_addresses=127.0.0.1", "fsync=off", f"unix_socket_directories={folder}", *settings]
         self._options = [part for setting in quiet for part in ("-c", setting)]
-        made = self._as_owner("initdb", "-U", user, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        subprocess.run(made, check=True, capture_output=True, cwd="/")
+        # PostgreSQL refuses to run as root: then its own user runs it.
+        self._owner: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        self._run("initdb", "-U", user, "--auth=trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
         self.start()
 
     def address(self) -> str:
         return f"postgresql://{self.user}:s3cret@{HOST}:{self.port}/postgres"
 
     def start(self) -> None:
-        command = self._as_owner("postgres", "-p", str(self.port), *self._options)
-        self._server = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL)
+        command = self._command("postgres", "-p", str(self.port), *self._options)
+        self._server = subprocess.Popen(command, cwd="/", stderr=subprocess.DEVNULL, **self._owner)
         wait_until("PostgreSQL", self._answers, self._server)
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
         """Within the block the server takes connections, as the system does for it, and answers none."""
-        with suspended(psutil.Process(self._server.pid)):  # under root it only waits for the server, and stops with it
+        with suspended(psutil.Process(self._server.pid)):
             yield
 
     def stop(self) -> None:
         """End the server at once, as a crash would."""
-        subprocess.run(self._as_owner("pg_ctl", "stop", "-m", "immediate"), check=True, capture_output=True, cwd="/")
+        self._run("pg_ctl", "stop", "-m", "immediate")
         self._server.wait(timeout=30)
 
     def run(self, *statements: str) -> None:
@@ -128,10 +130,11 @@ class Postgres:
             return False
         return True
 
-    def _as_owner(self, program: str, *arguments: str) -> list[str]:
-        """PostgreSQL refuses to run as root: then its own user runs it."""
-        command = [str(self.programs / program), "-D", str(self.folder), *arguments]
-        return ["runuser", "-u", "postgres", "--", *command] if os.geteuid() == 0 else command
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        return [str(self.programs / program), "-D", str(self.folder), *arguments]
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(self._command(program, *arguments), check=True, capture_output=True, cwd="/", **self._owner)
 
 
 @contextlib.contextmanager
