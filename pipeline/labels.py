@@ -45,9 +45,10 @@ def land_labels(ws: Workspace, touched: set[date]) -> Labelled:
     if ws.dataset.labels is None:
         return Labelled(0, 0, 0)
     seen, version = _seen(ws), ws.lake.version("landing")
+    if version == seen:
+        return _land_labels(ws, touched)
     found = _land_labels(ws, touched | _changed(ws, seen))
-    if version != seen:
-        ws.lake.keep(SEEN, pl.DataFrame({"landing": [version]}))
+    ws.lake.keep(SEEN, pl.DataFrame({"landing": [version]}))
     return found
 
 
@@ -62,7 +63,7 @@ def _changed(ws: Workspace, seen: int | None) -> set[date]:
 
     None where the version is not known, or cannot be read any more.
     """
-    if seen is None or seen == ws.lake.version("landing"):
+    if seen is None:
         return set()
     try:
         then, now = ws.lake.landed(version=seen), ws.lake.landed()

@@ -4,8 +4,6 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 from pipeline.config import Dataset, Home, load_dataset
 from pipeline.errors import NightsiftError
 from pipeline.lake import Lake
@@ -28,11 +26,20 @@ def open_workspace(name: str, home: str | Path | None = None, datasets: str | Pa
 
     And `NightsiftError` where this process may take too little memory for any work on its tables.
     """
+    _require_memory()
+    place = Home.at(home)
+    return Workspace(load_dataset(name, datasets), place, Lake(place.lake, name))
+
+
+def _require_memory() -> None:
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if most != resource.RLIM_INFINITY and (left := most - psutil.Process().memory_info().vms) < LEAST:
+    if most == resource.RLIM_INFINITY:
+        return
+    import psutil  # for few: hardly anybody sets this limit
+
+    left = most - psutil.Process().memory_info().vms
+    if left < LEAST:
         raise NightsiftError(
             f"this process may take {max(left, 0) // MB} MB of address space more, and needs {LEAST // MB} MB to begin "
             "with: raise the limit (ulimit -v), or limit the memory by a control group instead"
         )
-    place = Home.at(home)
-    return Workspace(load_dataset(name, datasets), place, Lake(place.lake, name))
